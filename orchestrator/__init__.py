@@ -1,0 +1,1 @@
+"""The only package that composes specs, strategies and cluster into runs."""

@@ -1,0 +1,1 @@
+"""The experiment language: typed, strict, and free of torch, ray and mlflow."""

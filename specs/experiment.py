@@ -1,0 +1,119 @@
+"""The whole spec: one experiment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from specs.base import SpecModel
+from specs.data import DataSpec
+from specs.matrix import MatrixSpec
+from specs.measurement import MeasurementSpec
+from specs.model import InitSpec, ModelSpec, TeacherSpec
+from specs.resources import ResourcesSpec
+from specs.strategy import AnyStrategy
+from specs.training import TrainingSpec
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+
+
+class StageSpec(SpecModel):
+    """One stage: where the weights come from, who teaches, which strategies act, and how it trains."""
+
+    name: Name
+    """Name of the stage, unique in the experiment; other stages and the matrix refer to it."""
+
+    model: ModelSpec | None = None
+    """Network of this stage; `null` = the experiment's `student` (or, with `init.stage`, that stage's network)."""
+
+    init: InitSpec = Field(default_factory=InitSpec)
+    """Where the weights come from."""
+
+    teacher: TeacherSpec | None = None
+    """Who teaches in this stage; `null` = the experiment's `teacher`. Used only if a strategy needs a teacher."""
+
+    strategies: list[AnyStrategy] = Field(default_factory=list)
+    """Strategies of this stage in every combination; the matrix appends to them."""
+
+    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    """Training schedule."""
+
+    seed: NonNegativeInt | None = None
+    """Seed of this stage; `null` = the experiment's."""
+
+
+class StorageSpec(SpecModel):
+    """Where finished stages live."""
+
+    root: str = "slimvit-store"
+    """Folder (local disk or shared mount) of the artefact store; relative paths count from where the command runs,
+    `~` and `${VARIABLE}` are expanded."""
+
+
+class TrackingSpec(SpecModel):
+    """Where the record goes."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow tracking address: `sqlite:///FILE` or `http(s)://HOST:PORT`."""
+
+    experiment: str | None = None
+    """MLflow experiment; `null` = the name of this experiment."""
+
+
+class Experiment(SpecModel):
+    """One spec file."""
+
+    name: Name
+    """Name of the experiment: letters, digits and `_ . -`."""
+
+    description: str = ""
+    """What is asked, in a sentence; shown in reports."""
+
+    data: DataSpec
+    """Images."""
+
+    student: ModelSpec
+    """The network that is made efficient."""
+
+    teacher: TeacherSpec | None = None
+    """Default teacher of stages that name none."""
+
+    stages: Annotated[list[StageSpec], Field(min_length=1)]
+    """Stages in order; a stage may only refer to earlier ones. The last stage's network is the result."""
+
+    matrix: MatrixSpec = Field(default_factory=MatrixSpec)
+    """Combinations to compare."""
+
+    seed: NonNegativeInt = 0
+    """Seed of every stage that has none."""
+
+    resources: ResourcesSpec = Field(default_factory=ResourcesSpec)
+    """What the run may use."""
+
+    measurement: MeasurementSpec = Field(default_factory=MeasurementSpec)
+    """Measurement conditions."""
+
+    storage: StorageSpec = Field(default_factory=StorageSpec)
+    """Artefact store."""
+
+    tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+    """MLflow."""
+
+    @model_validator(mode="after")
+    def _stages_refer_back(self) -> Experiment:
+        earlier: list[str] = []
+        for i, stage in enumerate(self.stages):
+            if stage.name in earlier:
+                raise ValueError(f"two stages are named `{stage.name}`; names must be unique")
+            for what, name in (
+                ("init.stage", stage.init.stage),
+                ("teacher.stage", stage.teacher.stage if stage.teacher else None),
+            ):
+                if name is not None and name not in earlier:
+                    known = ", ".join(f"`{e}`" for e in earlier) or "none"
+                    raise ValueError(f"`stages.{i}.{what}` names `{name}`, but the stages before it are: {known}")
+            earlier.append(stage.name)
+        if self.teacher and self.teacher.stage is not None and self.teacher.stage not in earlier:
+            raise ValueError(f"`teacher.stage` names `{self.teacher.stage}`, which is no stage of this experiment")
+        return self

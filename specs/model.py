@@ -1,0 +1,59 @@
+"""Networks: the student, and whoever teaches it."""
+
+from __future__ import annotations
+
+from pydantic import Field, JsonValue, model_validator
+
+from specs.base import SpecModel
+
+
+class ModelSpec(SpecModel):
+    """A network from timm's registry."""
+
+    model: str = Field(min_length=1)
+    """Name in timm's registry, for example `vit_tiny_patch16_224` or `deit_small_patch16_224`."""
+
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of the timm constructor, for example `{img_size: 28, patch_size: 4, depth: 6}`.
+    `num_classes` is set from the data; `img_size` defaults to `data.image_size`."""
+
+    pretrained: bool = False
+    """Start from timm's published weights (downloaded at the first use; needs internet or a filled cache)."""
+
+
+class TeacherSpec(SpecModel):
+    """Who teaches: exactly one of `stage`, `model` or `checkpoint` (a checkpoint needs no `model`)."""
+
+    stage: str | None = None
+    """Name of an earlier stage whose trained network teaches."""
+
+    checkpoint: str | None = None
+    """Folder of a slimvit checkpoint (`model.safetensors` and `model.json`), or a `.safetensors` file of timm weights
+    (then `model` says which network they belong to)."""
+
+    model: ModelSpec | None = None
+    """A timm network, usually with `pretrained: true`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherSpec:
+        if self.stage is not None and (self.model is not None or self.checkpoint is not None):
+            raise ValueError("`stage` excludes `model` and `checkpoint`; keep one source for the teacher")
+        if self.stage is None and self.model is None and self.checkpoint is None:
+            raise ValueError("a teacher needs one of `stage`, `checkpoint` or `model`; or write `teacher: null`")
+        return self
+
+
+class InitSpec(SpecModel):
+    """Where a stage's weights come from. With neither field: the model's own initialisation (`pretrained` or random)."""
+
+    stage: str | None = None
+    """Name of an earlier stage to go on from; pruned shapes travel with it."""
+
+    checkpoint: str | None = None
+    """Folder of a slimvit checkpoint, or a `.safetensors` file with timm's keys."""
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> InitSpec:
+        if self.stage is not None and self.checkpoint is not None:
+            raise ValueError("`stage` and `checkpoint` exclude each other")
+        return self

@@ -1,0 +1,142 @@
+"""The strategy interface. Importing this module loads no torch: options and claims decide at planning time.
+
+A strategy is one file: typed `Config`, `claims`, and up to five optional hooks. Tensor code is imported inside the
+hooks (or lives in a module of formulas beside the file), so that planning 10,000 combinations costs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+from specs.strategy import StrategyConfig
+from strategies.facts import Facts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from strategies.backbone import Output, Student
+
+C = TypeVar("C", bound=StrategyConfig)
+Kind = Literal["component", "dynamic", "distillation"]
+
+ATTENTION = "attention"
+"""Seam, per block: replaces the attention."""
+TOKENS = "tokens"
+"""Seam, per block: changes which tokens exist, between attention and MLP."""
+DEPTH = "depth"
+"""Seam, per block: decides after the block which images go on."""
+SHAPES = "shapes"
+"""Seam, per block: physically removes heads or MLP channels."""
+KEYS = "keys"
+"""Visible, per block: the attention's keys."""
+TAP = "tap"
+"""Visible, per block: the tokens after the block, on the full patch grid."""
+CLASS_TOKEN = "class_token"
+"""Visible, whole network."""
+DISTILLATION_TOKEN = "distillation_token"
+"""Seam, whole network: the second prefix token and its head."""
+TEACHER_LOGITS = "teacher.logits"
+"""Visible, whole network: the teacher's class logits."""
+TEACHER_TAP = "teacher.tap"
+"""Visible, per teacher block: the teacher's tokens after the block."""
+
+
+class Claim(NamedTuple):
+    """Something in the network, at one block or (`None`) in the whole network."""
+
+    what: str
+    block: int | None = None
+
+
+def at_blocks(what: str, blocks: Any) -> frozenset[Claim]:
+    """The same claim at several blocks."""
+    return frozenset(Claim(what, int(b)) for b in blocks)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a strategy does to a network, stated before anything is touched."""
+
+    owns: frozenset[Claim] = frozenset()
+    """Changed by this strategy alone: two owners of the same claim are a conflict."""
+    needs: frozenset[Claim] = frozenset()
+    """Read by this strategy: it must exist, and no other strategy may hide it."""
+    hides: frozenset[Claim] = frozenset()
+    """No longer there for others once this strategy acts."""
+
+
+class OptionError(ValueError):
+    """An option that this network cannot take.
+
+    Attributes:
+        strategy, option: where.
+        allowed: the allowed range, in words.
+        way_out: what to write instead.
+    """
+
+    def __init__(self, strategy: str, option: str, problem: str, allowed: str, way_out: str) -> None:
+        super().__init__(f"{strategy}.{option}: {problem}; allowed: {allowed}. {way_out}")
+        self.strategy, self.option, self.problem = strategy, option, problem
+        self.allowed, self.way_out = allowed, way_out
+
+    def __reduce__(self) -> tuple[type[OptionError], tuple[str, ...]]:
+        return type(self), (self.strategy, self.option, self.problem, self.allowed, self.way_out)
+
+
+class Strategy(Generic[C]):
+    """One idea from the literature. The base has no logic: every hook does nothing.
+
+    One object serves one stage. Subclasses set the class attributes and `Config`, and override what they need.
+    """
+
+    kind: ClassVar[Kind]
+    paper: ClassVar[str]
+    """Authors, year and arXiv number."""
+    version: ClassVar[int] = 1
+    """Raised whenever the same options give other numbers; part of every stage digest."""
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    """Options with which the network is the plain one, bit for bit; `None` if there are none."""
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    """Options that work on a ViT of depth 4, width 48, 3 heads, 64 patches: for contract tests and documentation."""
+    Config: type[StrategyConfig]
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+        self.name = config.name
+
+    def claims(self, facts: Facts) -> Claims:
+        """State what this strategy owns, needs and hides in this network. Pure; loads no torch.
+
+        Raises:
+            OptionError: if an option does not fit the network (a block that does not exist, no token left, …).
+        """
+        return Claims()
+
+    def wrap(self, student: Student) -> None:
+        """Attach modules at the student's seams, once, before compile and DDP. Parameters go into
+        `student.extras[self.name]`."""
+
+    def losses(self, out: Output, teacher: Output | None, target: Tensor) -> dict[str, Tensor]:
+        """Loss terms: name → scalar, unweighted. Pure; owns no parameters.
+
+        Args:
+            out: the student's output, in training mode.
+            teacher: the teacher's output on the same images, detached; `None` without teacher.
+            target: class indices [B] (int64), or class probabilities [B, C] with mixup, CutMix or smoothing.
+        """
+        return {}
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss term, plus optionally `task`: the factor on the task's cross-entropy. Factors of several
+        strategies multiply."""
+        return {}
+
+    def at(self, student: Student, progress: float) -> None:
+        """Set knobs for progress in [0, 1] of the stage. Called before every optimiser step and, with 1, before
+        evaluation. A continuous knob is a 0-d buffer, so that a compiled graph serves its whole range."""
+
+    def measure(self, out: Output) -> dict[str, float]:
+        """What the strategy reports of one evaluation batch, as means over its images, for example `tokens_kept`."""
+        return {}
