@@ -100,6 +100,10 @@ class Strategy(Generic[C]):
     """Options with which the network is the plain one, bit for bit; `None` if there are none."""
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     """Options that work on a ViT of depth 4, width 48, 3 heads, 64 patches: for contract tests and documentation."""
+    once: ClassVar[bool] = False
+    """`wrap` changes shapes once and for all; a network loaded from a checkpoint already has it (pruning)."""
+    deployed: ClassVar[bool] = True
+    """Its modules belong to the network as deployed; `False` for what only training needs (projectors)."""
     Config: type[StrategyConfig]
 
     def __init__(self, config: C) -> None:

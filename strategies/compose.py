@@ -1,0 +1,105 @@
+"""Build a network and attach strategies to it. The order is fixed here and nowhere else:
+component → dynamic → distillation; compile and DDP come after, in the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from specs.model import ModelSpec
+from strategies.api import KEYS, TAP, TEACHER_TAP, Strategy
+from strategies.backbone import Student, TapStudent, VisionTransformerStudent
+from strategies.claims import conflicts
+from strategies.facts import Facts
+from strategies.shapes import reshape
+
+ORDER = ("component", "dynamic", "distillation")
+
+
+def build_model(spec: ModelSpec, *, device: str | None = None) -> nn.Module:
+    """Create the timm network that a spec names.
+
+    Raises:
+        ValueError: if timm refuses the arguments, or pretrained weights cannot be had; says the way out.
+    """
+    args: dict[str, Any] = dict(spec.args)
+    if device is not None:
+        args["device"] = device
+    try:
+        return timm.create_model(spec.model, pretrained=spec.pretrained, **args)
+    except (TypeError, AssertionError, RuntimeError, OSError) as error:
+        hint = (
+            "the weights are downloaded at the first use and then cached; check the network, or set `pretrained: false`"
+            if spec.pretrained
+            else "check `args` against the constructor of this timm model"
+        )
+        raise ValueError(f"timm cannot build `{spec.model}` with {spec.args}: {error}. Way out: {hint}.") from error
+
+
+def runs_in_loop(model: nn.Module) -> bool:
+    """Whether the explicit loop can run this network with all seams; others get logits and taps."""
+    return (
+        isinstance(model, VisionTransformer)
+        and type(model).__name__ in ("VisionTransformer", "VisionTransformerDistilled")
+        and all(type(b) is Block and type(b.attn) is Attention for b in model.blocks)
+    )
+
+
+def student_of(model: nn.Module) -> Student:
+    """Wrap a timm network, without strategies."""
+    return VisionTransformerStudent(model) if runs_in_loop(model) else TapStudent(model)
+
+
+def ordered(strategies: Sequence[Strategy[Any]]) -> list[Strategy[Any]]:
+    """Strategies in the order in which they act; within a kind, in the spec's order."""
+    return sorted(strategies, key=lambda s: ORDER.index(s.kind))
+
+
+def compose(
+    model: nn.Module,
+    strategies: Sequence[Strategy[Any]],
+    facts: Facts,
+    *,
+    shapes: dict[int, tuple[int, int]] | None = None,
+    restored: bool = False,
+) -> Student:
+    """Attach strategies to a network: all claims first, then every change.
+
+    Args:
+        model: a timm network, changed in place.
+        facts: what is known of student and teacher.
+        shapes: block → (heads, MLP width) that the network was pruned to before; it is cut to them first.
+        restored: the weights will come from a checkpoint, so that strategies that act once do not act again.
+
+    Raises:
+        ValueError: if strategies conflict; lists every conflict.
+    """
+    reasons = conflicts(strategies, facts)
+    if reasons:
+        raise ValueError("these strategies cannot be combined:\n" + "\n".join(f"  - {r}" for r in reasons))
+    student = student_of(model)
+    if shapes:
+        reshape(student.model, shapes)
+        student.shapes = dict(shapes)
+    for strategy in ordered(strategies):
+        if not (restored and strategy.once):
+            strategy.wrap(student)
+    needs = frozenset[Any]().union(*(s.claims(facts).needs for s in strategies))
+    student.taps = frozenset(c.block for c in needs if c.what == TAP and c.block is not None)
+    if isinstance(student, VisionTransformerStudent):
+        student.key_blocks = frozenset(c.block for c in needs if c.what == KEYS and c.block is not None)
+    return student
+
+
+def teacher_of(student: Student, strategies: Sequence[Strategy[Any]], facts: Facts) -> Student:
+    """Freeze a network into a teacher that hands out the features which these strategies need."""
+    needs = frozenset[Any]().union(*(s.claims(facts).needs for s in strategies))
+    student.taps = frozenset(c.block for c in needs if c.what == TEACHER_TAP and c.block is not None)
+    student.always_tap = True
+    student.readouts.clear()
+    return student.requires_grad_(False).eval()
