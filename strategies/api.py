@@ -118,9 +118,15 @@ class Strategy(Generic[C]):
         """
         return Claims()
 
-    def wrap(self, student: Student) -> None:
+    def wrap(self, student: Student, facts: Facts) -> None:
         """Attach modules at the student's seams, once, before compile and DDP. Parameters go into
-        `student.extras[self.name]`."""
+        `student.extras[self.name]`.
+
+        Args:
+            student: the network, changed in place; what hangs at its seams must survive `copy.deepcopy` (modules or
+                plain objects, no closures), because the average of the weights is kept in a deep copy.
+            facts: what `claims` saw, for example the teacher's widths.
+        """
 
     def losses(self, out: Output, teacher: Output | None, target: Tensor) -> dict[str, Tensor]:
         """Loss terms: name → scalar, unweighted. Pure; owns no parameters.

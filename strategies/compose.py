@@ -88,7 +88,7 @@ def compose(
         student.shapes = dict(shapes)
     for strategy in ordered(strategies):
         if not (restored and strategy.once):
-            strategy.wrap(student)
+            strategy.wrap(student, facts)
     needs = frozenset[Any]().union(*(s.claims(facts).needs for s in strategies))
     student.taps = frozenset(c.block for c in needs if c.what == TAP and c.block is not None)
     if isinstance(student, VisionTransformerStudent):

@@ -34,6 +34,10 @@ class ModelFacts:
     in_chans: int = 3
     global_pool: str = "token"
 
+    tap_widths: tuple[int, ...] = ()
+    """Channels of the features after each block (`vit`) or feature stage (`other`), `depth` of them. Filled by
+    `strategies.catalog`; empty only where nobody asked the catalog."""
+
     @property
     def grid(self) -> int:
         """Patches along one side."""
