@@ -1,0 +1,60 @@
+# make demo   set up, then run the quickstart from spec to comparison
+# make test   set up, then run all tests
+# make check  format, lint, types, import contracts, tests
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: demo test check static lint types contracts format docs lock clean
+
+demo: $(READY)
+	$(BIN)/slimvit run specs/library/quickstart.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: static test
+
+# Everything that `make check` does besides running the tests.
+static: lint types contracts
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+contracts: $(READY)
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python -m orchestrator.reference docs/spec-reference.md
+
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet uv
+	{ echo "# Exact versions of everything that slimvit runs and is tested with. Made by: make lock"; \
+	  $(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	  --quiet pyproject.toml; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	rm -rf $(VENV)-lock
+
+# An interrupted set-up is repeated: the marker is written last.
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "slimvit needs Python 3.11 or newer; none was found. Install one, or call: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked dependencies; the first time this takes a few minutes and about 7 GB."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,48 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from specs.model import ModelSpec
+
+CIFAR10_VARIABLE = "SLIMVIT_TEST_CIFAR10"
+TRAIN_PER_CLASS, VAL_PER_CLASS = 40, 20
+
+
+@pytest.fixture(scope="session")
+def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a subset of CIFAR-10 as JPEG files: `train/<class>/*.jpg` and `val/<class>/*.jpg`.
+
+    The archive (`train/<class>/NNNN.jpg`, `test/<class>/NNNN.jpg`) is named by SLIMVIT_TEST_CIFAR10.
+    """
+    archive = os.environ.get(CIFAR10_VARIABLE)
+    if not archive or not Path(archive).is_file():
+        reason = f"{CIFAR10_VARIABLE} names no archive of CIFAR-10 as JPEG files"
+        if os.environ.get("SLIMVIT_REQUIRE_DATA"):
+            pytest.fail(f"{reason}, and SLIMVIT_REQUIRE_DATA is set")
+        pytest.skip(reason)
+    root = tmp_path_factory.mktemp("cifar10")
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            parts = Path(member.name).parts[-3:]
+            if not member.isfile() or len(parts) < 3 or parts[0] not in ("train", "test"):
+                continue
+            split, wanted = ("train", TRAIN_PER_CLASS) if parts[0] == "train" else ("val", VAL_PER_CLASS)
+            folder = root / split / parts[1]
+            folder.mkdir(parents=True, exist_ok=True)
+            source = tar.extractfile(member)
+            if source is not None and len(list(folder.iterdir())) < wanted:
+                (folder / parts[2]).write_bytes(source.read())
+    return root
+
+
+@pytest.fixture
+def toy_vit() -> ModelSpec:
+    """A ViT that trains a step in milliseconds: 64 px, 64 patches, width 48, depth 4, 3 heads, 10 classes."""
+    args = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 10}
+    return ModelSpec(model="vit_tiny_patch16_224", args=args)
