@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from cluster.storage import MARKER
@@ -89,8 +89,8 @@ class LocalStore:
         """Whether the marker is there."""
         return (self._folder(name) / MARKER).is_file()
 
-    def fetch(self, name: str) -> Path:
-        """The artefact's own folder, every digest verified; treat it as read-only.
+    def fetch(self, name: str, files: Collection[str] | None = None) -> Path:
+        """The artefact's own folder, every digest (or those of `files`) verified; treat it as read-only.
 
         Raises:
             FileNotFoundError: if there is no such artefact.
@@ -98,6 +98,8 @@ class LocalStore:
         """
         folder = self._folder(name)
         for file, expected in self._marker(name).items():
+            if files is not None and file not in files:
+                continue
             path = folder / file
             if not path.is_file():
                 problem = "is missing"

@@ -6,7 +6,7 @@ and size of every file in it. Without the marker the artefact does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -25,8 +25,9 @@ class ArtifactStore(Protocol):
         """Whether the marker is there (cheap; does not read the files)."""
         ...
 
-    def fetch(self, name: str) -> Path:
-        """Local read-only folder with the artefact's files, every digest verified.
+    def fetch(self, name: str, files: Collection[str] | None = None) -> Path:
+        """Local read-only folder with the artefact's files, every digest verified; with `files`, only these need to
+        be there and are verified (the results of a stage without its weights). Files the artefact lacks are no error.
 
         Raises:
             FileNotFoundError: if there is no such artefact.

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from specs.data import DataSpec
 from specs.measurement import MeasurementSpec
 from specs.model import ModelSpec
-from specs.strategy import StrategyConfig
+from specs.strategy import AnyStrategy
 from specs.training import TrainingSpec
 
 
@@ -48,7 +48,7 @@ class TrainStage(Frozen):
     student: NetworkSource
     teacher: NetworkSource | None
     """`None` when no strategy of the stage needs one."""
-    strategies: tuple[StrategyConfig, ...]
+    strategies: tuple[AnyStrategy, ...]
     training: TrainingSpec
     data: DataSpec
     num_classes: int
