@@ -1,0 +1,64 @@
+"""Which conditions of measurement a metric depends on, and which values may therefore be ranked together.
+
+Two values of one metric are comparable when every condition that the metric depends on is equal. What a metric
+depends on is stated here by exclusion: a condition nobody has thought of keeps values apart rather than mixing them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from pydantic import JsonValue
+
+Conditions = dict[str, JsonValue]
+
+_COUNTED = frozenset({"params", "macs", "checkpoint_mib", "params_ratio", "macs_ratio", "checkpoint_ratio"})
+"""Metrics that are counted, not timed: the machine cannot change them."""
+
+_COUNTING = frozenset({"counting", "images", "baseline"})
+"""What does change a count: the rule of counting, the images averaged over, the reference."""
+
+_OF_THE_NETWORK = frozenset({"batch_size", "input_size"})
+"""Noted with the conditions, but no reason to keep values apart: the batch size names a column of its own, and the
+input's size belongs to the network that is compared."""
+
+
+def relevant(metric: str, conditions: Mapping[str, JsonValue]) -> Conditions:
+    """The conditions that values of this metric must share to be comparable, nested ones with dotted keys."""
+    return {key: value for key, value in _flat(conditions).items() if not _ignored(metric, key)}
+
+
+def digest(conditions: Mapping[str, JsonValue]) -> str:
+    """Short name of a set of conditions: the first 12 hex digits of the SHA-256 of its canonical JSON."""
+    text = json.dumps(conditions, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def most_common(digests: Iterable[str]) -> str:
+    """The digest that occurs most often; of equally frequent ones, the first."""
+    return Counter(digests).most_common(1)[0][0]
+
+
+def differences(groups: Mapping[str, Conditions]) -> dict[str, dict[str, JsonValue]]:
+    """Condition → group → value, for the conditions on which the groups disagree; absent ones are `None`."""
+    keys = sorted({key for conditions in groups.values() for key in conditions})
+    table = {key: {name: conditions.get(key) for name, conditions in groups.items()} for key in keys}
+    return {key: values for key, values in table.items() if len({json.dumps(v) for v in values.values()}) > 1}
+
+
+def _ignored(metric: str, key: str) -> bool:
+    head = key.split(".")[0]
+    return head in _OF_THE_NETWORK or (metric in _COUNTED and head not in _COUNTING)
+
+
+def _flat(conditions: Mapping[str, JsonValue], prefix: str = "") -> Conditions:
+    flat: Conditions = {}
+    for key, value in conditions.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,115 @@
+"""What finished stages left in the artefact store, read back. Comparison, report and record draw on nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from cluster.storage import ArtifactStore
+from orchestrator.errors import StoreError
+from specs.metrics import MetricRow
+
+_ROWS = TypeAdapter(list[MetricRow])
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a stage's `history.jsonl`."""
+
+    epoch: int
+    values: dict[str, float]
+    """`loss`, `lr`, `images_per_s`, `val_top1`, loss terms; only finite numbers."""
+
+
+RESULTS = ("rows.json", "result.json", "history.jsonl", "stage.json", "model.json")
+"""What a reader of results needs: everything but the weights, which are large to move and to verify."""
+
+
+def stage_folder(store: ArtifactStore, digest: str, *, weights: bool = False) -> Path | None:
+    """Local folder of a finished stage, verified (its weights only if asked for); `None` if it is not finished.
+
+    Raises:
+        StoreError: if the artefact is damaged.
+    """
+    name = f"stages/{digest}"
+    if not store.committed(name):
+        return None
+    try:
+        return store.fetch(name, None if weights else RESULTS)
+    except FileNotFoundError:  # deleted between the two calls
+        return None
+    except ValueError as error:
+        raise StoreError(
+            f"the artefact `{name}` is damaged: {error}. Delete it from the store and run the spec again; "
+            "only this stage and what depends on it will be repeated."
+        ) from error
+
+
+def read_rows(folder: Path) -> list[MetricRow]:
+    """Metric rows of a measure stage.
+
+    Raises:
+        StoreError: if the file is missing or was not written by this program.
+    """
+    path = folder / "rows.json"
+    try:
+        return _ROWS.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """`result.json` of a stage: metrics, seconds, images_per_s, epochs, steps, environment.
+
+    Raises:
+        StoreError: if the file is missing or not a JSON object.
+    """
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(result, dict):
+        raise _unreadable(path, TypeError("not a JSON object"))
+    return result
+
+
+def read_history(folder: Path) -> list[Epoch]:
+    """Per-epoch values of a train stage, in order; empty for a stage of 0 epochs.
+
+    Raises:
+        StoreError: if a line is not a JSON object with an epoch.
+    """
+    path = folder / "history.jsonl"
+    if not path.exists():
+        return []
+    history: dict[int, dict[str, float]] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                entry = json.loads(line)
+                # The last word on an epoch counts: a resumed stage may have repeated one.
+                history[int(entry["epoch"])] = finite(entry.get("values", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    return [Epoch(epoch, values) for epoch, values in sorted(history.items())]
+
+
+def finite(values: dict[str, Any]) -> dict[str, float]:
+    """The entries that are finite numbers, as floats."""
+    kept = {}
+    for key, value in values.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
+            kept[key] = float(value)
+    return kept
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"cannot read `{path.name}` of the artefact `{path.parent.name}` ({path}): {error}. Delete the artefact from "
+        "the store and run the spec again."
+    )
