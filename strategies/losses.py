@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from strategies.api import Strategy
 from strategies.state import Output
+
+TASK = "task"
+"""Name of the task's cross-entropy among the terms, and of its factor among a strategy's weights."""
 
 
 def total_loss(
@@ -22,22 +24,32 @@ def total_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """task weight · cross-entropy + Σ weight · term, the task weight being the product over all strategies.
 
+    Terms of weight 0 stay in the graph, so that every parameter gets a gradient and DDP waits for none.
+
     Args:
-        target: class indices [B], or class probabilities [B, C].
-        label_smoothing: of the task's cross-entropy (for probabilities the mixing has applied it already).
+        strategies: those of the stage; a term without a weight counts once.
+        out: the student's output in training mode.
+        teacher: the teacher's output on the same images; `None` without teacher.
+        target: class indices [B] (int64), or class probabilities [B, C].
+        label_smoothing: share of the target spread evenly over all classes, of the task's cross-entropy alone (for
+            probabilities the mixing has applied it already).
 
     Returns:
         The scalar loss, and every unweighted term under `task` or `<strategy>.<term>`, detached.
     """
     smoothing = label_smoothing if target.dim() == 1 else 0.0
-    task = F.cross_entropy(out.logits, target, label_smoothing=smoothing)
-    terms: dict[str, Tensor] = {"task": task.detach()}
+    task = F.cross_entropy(out.logits.float(), target, label_smoothing=smoothing)
+    terms: dict[str, Tensor] = {TASK: task.detach()}
     task_weight = 1.0
-    loss = torch.zeros_like(task)
+    weighted: list[Tensor] = []
     for strategy in strategies:
         weights = strategy.weights()
-        task_weight *= weights.get("task", 1.0)
+        task_weight *= weights.get(TASK, 1.0)
         for name, term in strategy.losses(out, teacher, target).items():
+            assert name != TASK, f"{strategy.name}: `{TASK}` is the task's own cross-entropy"
             terms[f"{strategy.name}.{name}"] = term.detach()
-            loss = loss + weights.get(name, 1.0) * term
-    return loss + task_weight * task if task_weight else loss, terms
+            weighted.append(weights.get(name, 1.0) * term)
+    loss = task_weight * task
+    for term in weighted:
+        loss = loss + term
+    return loss, terms
