@@ -33,16 +33,26 @@ METRICS: dict[str, MetricDefinition] = {
     m.name: m
     for m in (
         _define("top1", "%", "higher", "Share of all validation images whose label is the first prediction."),
-        _define("top5", "%", "higher", "Share of all validation images whose label is among the first five predictions."),
+        _define(
+            "top5", "%", "higher", "Share of all validation images whose label is among the first five predictions."
+        ),
         _define("params", "parameters", "lower", "Parameters of the network as it is deployed."),
-        _define("macs", "MACs/image", "lower", "Multiply-accumulates an image, expected over real images where they vary."),
+        _define(
+            "macs", "MACs/image", "lower", "Multiply-accumulates an image, expected over real images where they vary."
+        ),
         _define("throughput", "images/s", "higher", "Images a second at the stated batch size."),
         _define("latency_ms", "ms", "lower", "Time of one image at batch 1; the value is the median."),
         _define("latency_p95_ms", "ms", "lower", "95th percentile of the time of one image at batch 1."),
-        _define("peak_memory_mib", "MiB", "lower", "Peak memory of inference at the largest stated batch size that fits."),
+        _define(
+            "peak_memory_mib", "MiB", "lower", "Peak memory of inference at the largest stated batch size that fits."
+        ),
         _define("checkpoint_mib", "MiB", "lower", "Size of the deployed weights on disk."),
-        _define("throughput_ratio", "", "higher", "Throughput over the baseline's, taken in alternation in one process."),
-        _define("latency_ratio", "", "lower", "Median latency over the baseline's, taken in alternation in one process."),
+        _define(
+            "throughput_ratio", "", "higher", "Throughput over the baseline's, taken in alternation in one process."
+        ),
+        _define(
+            "latency_ratio", "", "lower", "Median latency over the baseline's, taken in alternation in one process."
+        ),
         _define("params_ratio", "", "lower", "Parameters over the baseline's."),
         _define("macs_ratio", "", "lower", "MACs over the baseline's."),
         _define("peak_memory_ratio", "", "lower", "Peak memory over the baseline's."),

@@ -44,7 +44,7 @@ class TeacherSpec(SpecModel):
 
 
 class InitSpec(SpecModel):
-    """Where a stage's weights come from. With neither field: the model's own initialisation (`pretrained` or random)."""
+    """Where a stage's weights come from. With neither field: the model's own start (`pretrained` or random)."""
 
     stage: str | None = None
     """Name of an earlier stage to go on from; pruned shapes travel with it."""

@@ -111,7 +111,7 @@ class TrainingSpec(SpecModel):
     """Run student and teacher through `torch.compile`."""
 
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of an exponential moving average of the weights, which is then what is evaluated and saved; `null` = off."""
+    """Decay of an exponential moving average of the weights, then evaluated and saved instead; `null` = off."""
 
     clip_grad: PositiveFloat | None = None
     """Largest global gradient norm; `null` = no clipping."""

@@ -1,0 +1,36 @@
+"""Raw data to a typed experiment, field by field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from specs.assign import assign, value_at
+from specs.expand import UnsetVariable, expand, path_fields
+from specs.experiment import Experiment
+from specs.problems import Locate, Problem, dotted, problem_at
+from specs.strategy import RESOLVER_KEY, Resolver
+from specs.translate import translate
+
+
+def parse(data: Mapping[str, Any], resolver: Resolver, locate: Locate) -> tuple[Experiment | None, list[Problem]]:
+    """Expand `~` and `${VARIABLE}` in paths, then validate every field.
+
+    Returns:
+        The experiment, or `None` if a field is wrong; and all problems.
+    """
+    problems: list[Problem] = []
+    for path in path_fields(data):
+        try:
+            data = assign(data, dotted(path), expand(value_at(data, path)))
+        except UnsetVariable as error:
+            problems.append(problem_at(locate(path), path, str(error), nearest=error.nearest, way_out=error.way_out))
+    try:
+        # Through JSON, so that strict validation takes what YAML can say: lists for tuples and sets.
+        experiment = Experiment.model_validate_json(json.dumps(data), context={RESOLVER_KEY: resolver})
+    except ValidationError as error:
+        return None, problems + translate(error, data, resolver, locate)
+    return experiment, problems
