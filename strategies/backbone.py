@@ -143,7 +143,10 @@ class VisionTransformerStudent(Student):
         out = Output(images.new_empty(0), num_prefix_tokens=state.num_prefix_tokens)
         left: list[tuple[Tensor, Tensor, int]] = []  # (rows of the batch, their logits, block)
         for i, block in enumerate(model.blocks):
-            state = self._block(i, block, state)
+            # Two calls, so that what only attention needs (its input, the keys) is freed before the MLP, where a
+            # block's memory peaks.
+            state = self._attend(i, block, state)
+            state = state.with_x(state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x)))))
             out.num_tokens.append(state.x.shape[1])
             if self.tapping and i in self.taps:
                 out.features[i] = state.full_grid()
@@ -160,20 +163,16 @@ class VisionTransformerStudent(Student):
         out = self._head(out, state)
         return self._gather_exits(out, state, left) if left else out
 
-    def _block(self, i: int, block: Any, state: State) -> State:
-        """One block: attention, the token seam, MLP."""
-        x, normed = state.x, block.norm1(state.x)
+    def _attend(self, i: int, block: Any, state: State) -> State:
+        """First half of a block: attention, then the token seam."""
+        normed = block.norm1(state.x)
         keys = None
         if i in self.attention:
             attended = self.attention[i](block.attn, normed, state)
         else:
-            # A token that stands for s patches attracts s times the attention (ToMe's proportional attention).
-            bias = None if state.size is None else state.size.log().transpose(1, 2).unsqueeze(1)
-            attended, keys = attend(block.attn, normed, bias, i in self.key_blocks)
-        state = state.with_x(x + block.drop_path1(block.ls1(attended)))
-        if i in self.tokens:
-            state = self.tokens[i](state, keys, self.tapping)
-        return state.with_x(state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x)))))
+            attended, keys = attend(block.attn, normed, state.attention_bias(), i in self.key_blocks)
+        state = state.with_x(state.x + block.drop_path1(block.ls1(attended)))
+        return self.tokens[i](state, keys, self.tapping) if i in self.tokens else state
 
     def _head(self, out: Output, state: State) -> Output:
         """Final norm, pooling and classifier, all timm's own."""
@@ -187,10 +186,8 @@ class VisionTransformerStudent(Student):
             cls, dist = model.head(model.head_drop(x[:, 0])), model.head_dist(model.head_drop(x[:, 1]))
             out.distillation_logits = dist
             out.logits = cls if self.training and self.split_heads else (cls + dist) / 2
-        elif state.size is not None and model.global_pool == "avg":
-            patches, size = x[:, P:], state.size[:, P + added :]
-            pooled = (patches * size).sum(1) / size.sum(1)
-            out.logits = model.head(model.head_drop(model.fc_norm(pooled)))
+        elif state.size is not None and model.global_pool == "avg" and not model.pool_include_prefix:
+            out.logits = model.head(model.head_drop(model.fc_norm(state.mean_patch())))
         else:
             out.logits = model.forward_head(x)
         for head in self.heads:
@@ -199,13 +196,14 @@ class VisionTransformerStudent(Student):
 
     def _gather_exits(self, out: Output, state: State, left: list[tuple[Tensor, Tensor, int]]) -> Output:
         """Put the answers of images that left early and of those that stayed back into the batch's order."""
-        rest = torch.arange(0) if state.image is None else state.image
+        rest = torch.arange(len(out.logits), device=out.logits.device) if state.image is None else state.image
         parts = [*left, (rest, out.logits, len(self.model.blocks) - 1)]
-        rows = torch.cat([r.to(out.logits.device) for r, _, _ in parts])
+        rows = torch.cat([r for r, _, _ in parts])
         blocks = torch.cat([torch.full((len(r),), b, device=out.logits.device) for r, _, b in parts])
         order = torch.argsort(rows)
         out.logits = torch.cat([logits for _, logits, _ in parts]).index_select(0, order)
         out.exit_block = blocks.index_select(0, order)
+        out.distillation_logits = None  # of the images that stayed only
         return out
 
 

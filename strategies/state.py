@@ -22,6 +22,8 @@ class State:
     """Class, distillation and register tokens before the patches."""
     size: Tensor | None = None
     """Patches that each token stands for [R, N, 1]; `None` = one each."""
+    proportional_attention: bool = True
+    """Whether a token that stands for s patches attracts s times the attention of a single one."""
     source: Tensor | None = None
     """Position in `x` that each token of the unreduced sequence went to [R, P + n]; `None` = its own."""
     image: Tensor | None = None
@@ -35,11 +37,29 @@ class State:
         """Keep some images: the batch is compacted, so the others cost nothing from here on.
 
         Args:
-            rows: positions in this state's batch [R'] (int64).
+            rows: positions in this state's batch, ascending [R'] (int64).
         """
+        if len(rows) == self.x.shape[0]:
+            return self
         keep = lambda t: None if t is None else t.index_select(0, rows)  # noqa: E731
         image = rows if self.image is None else self.image.index_select(0, rows)
-        return replace(self, x=self.x.index_select(0, rows), size=keep(self.size), source=keep(self.source), image=image)
+        return replace(
+            self, x=self.x.index_select(0, rows), size=keep(self.size), source=keep(self.source), image=image
+        )
+
+    def attention_bias(self) -> Tensor | None:
+        """log(size) over the keys [R, 1, 1, N]: proportional attention (arXiv:2210.09461, equation 1)."""
+        if self.size is None or not self.proportional_attention:
+            return None
+        return self.size.log().transpose(1, 2).unsqueeze(1)
+
+    def mean_patch(self) -> Tensor:
+        """Mean over the patches [R, D]; merged tokens count as often as the patches they stand for."""
+        patches = self.x[:, self.num_prefix_tokens :]
+        if self.size is None:
+            return patches.mean(dim=1)
+        size = self.size[:, self.num_prefix_tokens :].to(patches.dtype)
+        return (patches * size).sum(dim=1) / size.sum(dim=1)
 
     def full_grid(self) -> Tensor:
         """Tokens at their original places [R, P + n, D]; merged tokens stand at every place they came from."""

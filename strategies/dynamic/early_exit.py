@@ -1,0 +1,114 @@
+"""Early exit: easy images leave the network before its last block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from specs.strategy import StrategyConfig
+from strategies.api import DEPTH, TEACHER_LOGITS, Claim, Claims, OptionError, Strategy, at_blocks
+from strategies.facts import Facts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from strategies.backbone import Output, Student
+
+
+class EarlyExit(Strategy["EarlyExit.Config"]):
+    """Exit heads after some blocks; an image leaves at the first that is confident (multi-exit ViT).
+
+    In training every image passes every exit, and the loss is the task's cross-entropy at each, weighted by depth. In
+    evaluation the images that left are taken out of the batch, so that the rest is computed without them.
+    """
+
+    kind = "dynamic"
+    paper = "Bakhtiarnia et al. 2021, arXiv:2106.15183; distillation as in LGViT, Xu et al. 2023, arXiv:2308.00255"
+    neutral = {"threshold": 1.0}
+    examples = (
+        {"blocks": [1]},
+        {"blocks": [0, 2], "threshold": 0.15, "distill": "last"},
+        {"blocks": [1, 2], "threshold": 0.15, "distill": "teacher"},
+    )
+
+    class Config(StrategyConfig):
+        """Options of `early_exit`."""
+
+        name: Literal["early_exit"] = "early_exit"
+        """Registered name."""
+
+        blocks: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+        """Blocks with an exit after them, counted from 0; `null` = after a quarter, half and three quarters of the
+        network."""
+
+        head: Literal["linear"] = "linear"
+        """`linear`: LayerNorm and a linear layer on the class token (on the mean patch where there is none)."""
+
+        threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
+        """An image leaves where the largest softmax probability exceeds this; 1 = no image leaves early."""
+
+        distill: Literal["none", "last", "teacher"] = "none"
+        """Whom the exits also imitate: nobody, the network's own last logits, or the teacher's logits."""
+
+    config: Config
+
+    def exits(self, depth: int) -> tuple[int, ...]:
+        """Blocks with an exit, ascending.
+
+        Raises:
+            OptionError: if there is no such block, or only the network's own head follows it.
+        """
+        if self.config.blocks is None:
+            return tuple(sorted({max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3)}))
+        for block in self.config.blocks:
+            if block >= depth - 1:
+                problem = f"there is no block {block}" if block >= depth else f"block {block} is the last one"
+                raise OptionError(
+                    self.name,
+                    "blocks",
+                    problem,
+                    f"blocks from 0 to {depth - 2}",
+                    "An exit after the last block would be the network's own head: leave it out.",
+                )
+        return tuple(sorted(set(self.config.blocks)))
+
+    def claims(self, facts: Facts) -> Claims:
+        """Own the depth seam at the exits; need the teacher's logits only to imitate them."""
+        imitates = self.config.distill == "teacher"
+        return Claims(
+            owns=at_blocks(DEPTH, self.exits(facts.student.depth)),
+            needs=frozenset({Claim(TEACHER_LOGITS)} if imitates else ()),
+        )
+
+    def wrap(self, student: Student, facts: Facts) -> None:
+        """Put a head at each exit."""
+        from torch import nn
+
+        from strategies.dynamic.exit_head import LinearExit
+
+        self.blocks = self.exits(facts.student.depth)
+        heads = {block: LinearExit(student.model, self.config.threshold) for block in self.blocks}
+        student.extras[self.name] = nn.ModuleDict({str(block): head for block, head in heads.items()})
+        student.depth.update(heads)
+
+    def losses(self, out: Output, teacher: Output | None, target: Tensor) -> dict[str, Tensor]:
+        """`exits`: cross-entropy of each exit; `distill`: KL divergence from whom they imitate. Both are sums over the
+        exits, each weighted by its depth as a share of the network's, which makes the final head's own weight 1.
+        """
+        from strategies.dynamic.exit_head import exit_cross_entropy, exit_divergence
+
+        depth = len(out.num_tokens)
+        terms = {"exits": exit_cross_entropy(out.exits, target, depth)}
+        if self.config.distill == "last":
+            terms["distill"] = exit_divergence(out.exits, out.logits.detach(), depth)
+        elif self.config.distill == "teacher":
+            assert teacher is not None, "`claims` asks for the teacher's logits"
+            terms["distill"] = exit_divergence(out.exits, teacher.logits, depth)
+        return terms
+
+    def measure(self, out: Output) -> dict[str, float]:
+        """`exited_<block>`: share of the images that left after this block; the rest went through the network."""
+        if out.exit_block is None:
+            return {}
+        return {f"exited_{block}": float((out.exit_block == block).float().mean()) for block in self.blocks}
