@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import combinations, permutations
 from typing import Any
 
-from strategies.api import Claim, Claims, OptionError, Strategy
+from strategies.api import (
+    ATTENTION,
+    CLASS_TOKEN,
+    DEPTH,
+    DISTILLATION_TOKEN,
+    KEYS,
+    SHAPES,
+    TAP,
+    TEACHER_LOGITS,
+    TEACHER_TAP,
+    TOKENS,
+    Claim,
+    Claims,
+    OptionError,
+    Strategy,
+)
 from strategies.facts import Facts
+
+WORDS = {
+    ATTENTION: "the attention",
+    TOKENS: "which tokens exist",
+    DEPTH: "which images go on",
+    SHAPES: "the number of heads and MLP channels",
+    KEYS: "the attention's keys",
+    TAP: "the tokens on the full grid",
+    CLASS_TOKEN: "the class token",
+    DISTILLATION_TOKEN: "the distillation token",
+    TEACHER_LOGITS: "the teacher's logits",
+    TEACHER_TAP: "the teacher's tokens",
+}
+"""What a claim is about, in words; claims of third parties go by their own name."""
+
+Found = list[tuple[Strategy[Any], Claims]]
 
 
 def conflicts(strategies: Sequence[Strategy[Any]], facts: Facts) -> list[str]:
@@ -14,4 +47,126 @@ def conflicts(strategies: Sequence[Strategy[Any]], facts: Facts) -> list[str]:
 
     Each reason names both strategies (or the strategy and what the network lacks), the blocks, and the way out.
     """
-    raise NotImplementedError(Claim, Claims, OptionError)
+    reasons: list[str] = []
+    for name, count in Counter(s.name for s in strategies).items():
+        if count > 1:
+            reasons.append(
+                f"`{name}` is listed {count} times. Way out: keep one entry; the matrix appends to the stage's own."
+            )
+    claimed: Found = []
+    for strategy in {s.name: s for s in strategies}.values():
+        try:
+            claimed.append((strategy, strategy.claims(facts)))
+        except OptionError as error:
+            reasons.append(str(error))
+    for strategy, claims in claimed:
+        reasons += _missing(strategy, claims, facts)
+    for (a, claims_a), (b, claims_b) in combinations(claimed, 2):
+        reasons += _owned_twice(a.name, b.name, claims_a.owns & claims_b.owns)
+    for (a, claims_a), (b, claims_b) in permutations(claimed, 2):
+        # Where both own the same thing, that has been said.
+        reasons += _hidden(a.name, b.name, claims_a.hides & (claims_b.needs | claims_b.owns) - claims_a.owns)
+        reasons += _hidden(a.name, b.name, claims_a.hides & claims_a.owns & (claims_b.needs - claims_b.owns))
+    return reasons
+
+
+def _owned_twice(a: str, b: str, shared: Iterable[Claim]) -> list[str]:
+    return [
+        f"`{a}` and `{b}` both change {_words(what)}{_at(blocks)}. Way out: "
+        + (f"give them different blocks, or keep one of the two{_at(blocks)}." if blocks else "keep one of the two.")
+        for what, blocks in _grouped(shared)
+    ]
+
+
+def _hidden(hider: str, reader: str, shared: Iterable[Claim]) -> list[str]:
+    return [
+        f"`{reader}` needs {_words(what)}{_at(blocks)}, but `{hider}` leaves nothing of it there. Way out: "
+        + (
+            f"move `{reader}` or `{hider}` to other blocks, or keep one of the two."
+            if blocks
+            else "keep one of the two."
+        )
+        for what, blocks in _grouped(shared)
+    ]
+
+
+def _missing(strategy: Strategy[Any], claims: Claims, facts: Facts) -> list[str]:
+    """What this strategy needs or changes and the network or its teacher does not have."""
+    reasons: list[str] = []
+    for what, blocks in _grouped(claims.owns | claims.needs):
+        lack = _lack(what, blocks, facts, owned=any(c.what == what for c in claims.owns))
+        if lack is not None:
+            verb = "changes" if any(c.what == what for c in claims.owns) else "needs"
+            reasons.append(f"`{strategy.name}` {verb} {_words(what)}{_at(blocks)}, but {lack}")
+    return reasons
+
+
+def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool) -> str | None:
+    """What is missing and the way out; `None` if nothing is."""
+    student, teacher = facts.student, facts.teacher
+    if what in (TEACHER_LOGITS, TEACHER_TAP):
+        if teacher is None:
+            return "this stage has no teacher. Way out: set `teacher` in the stage or in the experiment."
+        if what == TEACHER_LOGITS and teacher.num_classes != student.num_classes:
+            return (
+                f"the teacher `{teacher.model}` knows {teacher.num_classes} classes and the student knows "
+                f"{student.num_classes}. Way out: a teacher trained on these classes (an earlier stage, or a checkpoint)."
+            )
+        return _beyond(blocks, teacher.depth, f"the teacher `{teacher.model}`") if what == TEACHER_TAP else None
+    if what == TAP:
+        return _beyond(blocks, student.depth, f"`{student.model}`")
+    if student.family == "other" and what in WORDS:
+        return (
+            f"`{student.model}` offers only logits and the features after its stages: {student.why_not_vit}. "
+            f"Way out: a plain Vision Transformer (`vit_*`, `deit_*`) as the student."
+        )
+    if what == SHAPES and not student.can_prune:
+        return (
+            f"the heads and channels of `{student.model}` cannot be cut: its MLP is gated or normed inside. "
+            f"Way out: a Vision Transformer with timm's plain MLP, for example `deit_small_patch16_224`."
+        )
+    if what == CLASS_TOKEN and not student.has_class_token:
+        return (
+            f"`{student.model}` has none with these arguments. "
+            f"Way out: `class_token: true`, or a model that has one, for example `deit_tiny_patch16_224`."
+        )
+    if what == DISTILLATION_TOKEN and not owned and not student.has_distillation_token:
+        return (
+            f"`{student.model}` has none. "
+            f"Way out: a distilled model, for example `deit_tiny_distilled_patch16_224`, or `distillation_token`."
+        )
+    return _beyond(blocks, student.depth, f"`{student.model}`")
+
+
+def _beyond(blocks: Sequence[int], depth: int, whose: str) -> str | None:
+    if not blocks or max(blocks) < depth:
+        return None
+    if depth == 0:
+        return f"{whose} hands out no features. Way out: another network, or a strategy that reads logits only."
+    return f"{whose} has only {_at(range(depth)).removeprefix(' at ')}. Way out: blocks up to {depth - 1}."
+
+
+def _grouped(claims: Iterable[Claim]) -> list[tuple[str, list[int]]]:
+    """Claims by what they are about, with their blocks in order; no blocks for the whole network."""
+    blocks: dict[str, list[int]] = defaultdict(list)
+    for claim in claims:
+        blocks[claim.what] += [] if claim.block is None else [claim.block]
+    return [(what, sorted(blocks[what])) for what in sorted(blocks)]
+
+
+def _words(what: str) -> str:
+    return WORDS.get(what, f"`{what}`")
+
+
+def _at(blocks: Iterable[int]) -> str:
+    """` at blocks 0–5, 8`; empty for the whole network."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][1] + 1:
+            runs[-1][1] = block
+        else:
+            runs.append([block, block])
+    if not runs:
+        return ""
+    parts = [f"{a}" if a == b else f"{a}–{b}" for a, b in runs]
+    return f" at block{'s' if len(parts) > 1 or runs[0][0] != runs[0][1] else ''} {', '.join(parts)}"
