@@ -1,0 +1,157 @@
+"""Trained networks as files: `model.safetensors` and `model.json`.
+
+Tensors are the timm network's under timm's keys, and the strategies' under `extras.<strategy>.`. The JSON says how to
+build the network that they fit: timm model, pruned shapes, strategies, and what was known of the teacher.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from orchestrator.errors import StoreError
+from specs.model import ModelSpec
+from specs.strategy import StrategyConfig
+from strategies import registry
+from strategies.api import Strategy
+from strategies.backbone import Student
+from strategies.catalog import facts_of
+from strategies.compose import build_model, compose
+from strategies.facts import Facts, ModelFacts
+
+FORMAT_VERSION = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """A network as it lies in a folder, not yet built."""
+
+    model: ModelSpec
+    """The timm network, its arguments complete; `pretrained` is false, as the weights are in `state`."""
+    shapes: dict[int, tuple[int, int]]
+    """Block → (heads, MLP width) where it was pruned."""
+    strategies: tuple[StrategyConfig, ...]
+    num_classes: int
+    teacher: ModelFacts | None
+    state: dict[str, Tensor]
+    """What `Student.network_state` gave."""
+
+
+def plain_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on CPU that share no memory, as safetensors wants them."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def save_network(
+    folder: Path,
+    student: Student,
+    model: ModelSpec,
+    strategies: Sequence[StrategyConfig],
+    num_classes: int,
+    teacher: ModelFacts | None = None,
+) -> None:
+    """Write a network into a folder.
+
+    Args:
+        model: the timm network, its arguments complete.
+        strategies: options of the strategies attached to it, in the spec's order.
+        teacher: facts of the teacher it was composed with; strategies sized their modules by them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(plain_tensors(student.network_state()), folder / WEIGHTS)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "model": model.model_dump(mode="json"),
+        "shapes": {str(block): list(shape) for block, shape in sorted(student.shapes.items())},
+        "strategies": [config.model_dump(mode="json") for config in strategies],
+        "num_classes": num_classes,
+        "teacher": None if teacher is None else asdict(teacher),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on CPU.
+
+    Raises:
+        StoreError: if the file is missing or damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{path} is no readable safetensors file: {error}. Delete it and run the same command again, "
+            "or give another checkpoint."
+        ) from error
+    return tensors
+
+
+def read_json(path: Path, format_version: int) -> dict[str, Any]:
+    """A description written beside tensors.
+
+    Raises:
+        StoreError: if it is missing, damaged or of another format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is no readable description of a checkpoint: {error}") from error
+    found = content.get("format_version") if isinstance(content, dict) else None
+    if found != format_version:
+        raise StoreError(
+            f"{path} has format {found!r}, and this version of slimvit reads format {format_version}; "
+            "run the stage again, or use the version that wrote it"
+        )
+    return content
+
+
+def read_network(folder: Path) -> SavedNetwork:
+    """Read a saved network without building it.
+
+    Raises:
+        StoreError: if a file is missing, damaged or of another format.
+    """
+    content = read_json(folder / DESCRIPTION, FORMAT_VERSION)
+    try:
+        configs = tuple(
+            registry.resolver(entry["name"]).model_validate_json(json.dumps(entry)) for entry in content["strategies"]
+        )
+        teacher = content["teacher"]
+        return SavedNetwork(
+            model=ModelSpec.model_validate(content["model"]).model_copy(update={"pretrained": False}),
+            shapes={int(block): (int(heads), int(mlp)) for block, (heads, mlp) in content["shapes"].items()},
+            strategies=configs,
+            num_classes=int(content["num_classes"]),
+            teacher=None if teacher is None else ModelFacts(**teacher | {"tap_widths": tuple(teacher["tap_widths"])}),
+            state=read_tensors(folder / WEIGHTS),
+        )
+    except (KeyError, TypeError, AttributeError, ValidationError, ValueError) as error:
+        raise StoreError(f"{folder / DESCRIPTION} does not describe a network: {error}") from error
+
+
+def load_network(folder: Path) -> Student:
+    """Rebuild a network from an artefact, in eval mode, on CPU, its knobs as at the end of the stage.
+
+    Raises:
+        StoreError: if a file is missing, damaged, of another format, or does not hold the network's tensors.
+    """
+    saved = read_network(folder)
+    strategies: list[Strategy[Any]] = [registry.build(config) for config in saved.strategies]
+    facts = Facts(facts_of(saved.model), saved.teacher, saved.shapes)
+    student = compose(build_model(saved.model), strategies, facts, shapes=saved.shapes, restored=True)
+    try:
+        student.load_network_state(saved.state)
+    except RuntimeError as error:
+        raise StoreError(f"{folder / WEIGHTS} does not hold the tensors of this network: {error}") from error
+    for strategy in strategies:
+        strategy.at(student, 1.0)
+    return student.eval()

@@ -1,0 +1,158 @@
+"""Student and teacher of a stage, from wherever they come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.storage import ArtifactStore
+from orchestrator.errors import SpecError, StoreError
+from orchestrator.planning.plan import NetworkSource, TrainStage
+from orchestrator.training.checkpoint import SavedNetwork, load_network, read_network, read_tensors
+from orchestrator.training.seeding import derive, seed_all
+from specs.model import ModelSpec
+from strategies import registry
+from strategies.api import TEACHER_LOGITS, Strategy
+from strategies.backbone import EXTRAS, Student
+from strategies.catalog import facts_of
+from strategies.compose import build_model, compose, ordered, student_of, teacher_of
+from strategies.facts import Facts, ModelFacts
+from strategies.shapes import reshape
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a stage trains, and with whom."""
+
+    student: Student
+    teacher: Student | None
+    strategies: list[Strategy[Any]]
+    """In the order in which they act."""
+    model: ModelSpec
+    """The student's timm network, its arguments complete."""
+    facts: Facts
+
+
+def assemble(stage: TrainStage, store: ArtifactStore, device: torch.device) -> Networks:
+    """Build the student with its strategies, and the teacher if there is one.
+
+    Raises:
+        SpecError: if a network cannot be built, strategies conflict, or the networks do not fit the data or each other.
+        StoreError: if weights are missing, damaged, or belong to another network.
+    """
+    try:
+        strategies = ordered([registry.build(config) for config in stage.strategies])
+        seed_all(derive(stage.seed, "network"))
+        model, spec, saved = _timm_model(stage.student, store)
+        teacher, teacher_facts = None, None
+        if stage.teacher is not None:
+            teacher, teacher_facts = _teacher(stage.teacher, store)
+        shapes = saved.shapes if saved is not None else {}
+        facts = Facts(facts_of(spec), teacher_facts, shapes)
+        _check_fit(stage, facts, strategies)
+        seed_all(derive(stage.seed, "strategies"))
+        student = compose(model, strategies, facts, shapes=shapes)
+        if saved is not None:
+            _inherit_extras(student, saved.state)
+        if teacher is not None:
+            teacher = teacher_of(teacher, strategies, facts).to(device)
+    except ValueError as error:
+        raise SpecError(f"stage `{stage.label}`: {error}") from error
+    return Networks(student.to(device), teacher, strategies, spec, facts)
+
+
+def _timm_model(source: NetworkSource, store: ArtifactStore) -> tuple[nn.Module, ModelSpec, SavedNetwork | None]:
+    """The timm network with its weights and pruned shapes, without strategies."""
+    folder = _folder(source, store)
+    if folder is not None:
+        saved = read_network(folder)
+        model = build_model(saved.model)
+        reshape(model, saved.shapes)
+        _load(model, {k: v for k, v in saved.state.items() if not k.startswith(EXTRAS)}, folder)
+        return model, saved.model, saved
+    assert source.model is not None, "a network comes from a stage, a checkpoint or a model"
+    if source.checkpoint is None:
+        return build_model(source.model), source.model, None
+    model = build_model(source.model.model_copy(update={"pretrained": False}))
+    _load(model, read_tensors(Path(source.checkpoint)), Path(source.checkpoint))
+    return model, source.model, None
+
+
+def _teacher(source: NetworkSource, store: ArtifactStore) -> tuple[Student, ModelFacts]:
+    """The teaching network; from an artefact with its strategies, so that it answers as it was measured."""
+    folder = _folder(source, store)
+    if folder is not None:
+        return load_network(folder), facts_of(read_network(folder).model)
+    model, spec, _ = _timm_model(source, store)
+    own = getattr(model, "pretrained_cfg", {}).get("num_classes")
+    if spec.pretrained and own != getattr(model, "num_classes", own):
+        raise ValueError(
+            f"the teacher `{spec.model}` was pretrained for {own} classes, and the data has {model.num_classes}; "
+            "its classifier would be random. Train it in a stage of its own first, and name that as `teacher.stage`"
+        )
+    return student_of(model), facts_of(spec)
+
+
+def _folder(source: NetworkSource, store: ArtifactStore) -> Path | None:
+    """Local folder with `model.json`, or `None` if the network comes as bare timm weights or from timm itself."""
+    if source.stage is not None:
+        try:
+            return store.fetch(f"stages/{source.stage}")
+        except (FileNotFoundError, ValueError) as error:
+            raise StoreError(f"the network of an earlier stage cannot be used: {error}") from error
+    if source.checkpoint is None:
+        return None
+    path = Path(source.checkpoint)
+    if not path.exists():
+        raise StoreError(f"there is no checkpoint at {path}; correct `init.checkpoint` or `teacher.checkpoint`")
+    return path if path.is_dir() else None
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], where: Path) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise StoreError(f"the weights in {where} belong to another network: {error}") from error
+
+
+def _inherit_extras(student: Student, state: dict[str, Tensor]) -> None:
+    """Where a strategy acted in the earlier stage too, its modules go on from what they were; else they start anew."""
+    for name, module in student.extras.items():
+        prefix = f"{EXTRAS}{name}."
+        found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        own = module.state_dict()
+        if found.keys() == own.keys() and all(found[k].shape == own[k].shape for k in own):
+            module.load_state_dict(found)
+
+
+def _check_fit(stage: TrainStage, facts: Facts, strategies: list[Strategy[Any]]) -> None:
+    """Raise `ValueError` where the networks do not fit the data or each other."""
+    channels = len(stage.data.mean)
+    for who, network in (("student", facts.student), ("teacher", facts.teacher)):
+        if network is None:
+            continue
+        if network.in_chans != channels:
+            raise ValueError(
+                f"the {who} `{network.model}` takes {network.in_chans} channels, and `data.mean` has {channels}; "
+                f"set `in_chans: {channels}` in its `args`, or give `data.mean` and `data.std` {network.in_chans} values"
+            )
+        if network.family == "vit" and network.image_size != stage.data.image_size:
+            raise ValueError(
+                f"the {who} `{network.model}` takes images of {network.image_size} px, and `data.image_size` is "
+                f"{stage.data.image_size}; set `img_size: {stage.data.image_size}` in its `args`"
+            )
+    if facts.student.num_classes != stage.num_classes:
+        raise ValueError(
+            f"the student `{facts.student.model}` tells {facts.student.num_classes} classes apart, and the data has "
+            f"{stage.num_classes}; set `num_classes: {stage.num_classes}` in its `args`"
+        )
+    reads_logits = any(claim.what == TEACHER_LOGITS for s in strategies for claim in s.claims(facts).needs)
+    if facts.teacher is not None and reads_logits and facts.teacher.num_classes != facts.student.num_classes:
+        raise ValueError(
+            f"the teacher `{facts.teacher.model}` has {facts.teacher.num_classes} classes and the student "
+            f"`{facts.student.model}` has {facts.student.num_classes}; response distillation needs the same classes"
+        )

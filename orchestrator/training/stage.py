@@ -1,0 +1,238 @@
+"""One training stage from start to artefact. Reads top to bottom; each idea it uses has a file of its own."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from timm.utils import ModelEmaV3
+
+from orchestrator.errors import StoreError
+from orchestrator.planning.plan import TrainStage
+from orchestrator.training.checkpoint import save_network
+from orchestrator.training.data import check_classes, training_loader, validation_loader
+from orchestrator.training.distributed import WorkerGroup
+from orchestrator.training.evaluate import evaluate
+from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
+from orchestrator.training.meter import LossMeter
+from orchestrator.training.mixing import Mixing
+from orchestrator.training.network import assemble
+from orchestrator.training.optimizer import make_optimizer, make_schedule
+from orchestrator.training.order import TrainOrder, accumulation_steps, check_fits
+from orchestrator.training.precision import Precision
+from orchestrator.training.progress import Position, ProgressStore, Trainable
+from orchestrator.training.seeding import derive, determinism, seed_all
+from orchestrator.training.sources import open_images
+from orchestrator.training.stopping import StopVote
+from strategies.losses import total_loss
+
+SECONDS_BETWEEN_REPORTS = 0.5
+
+
+def run_train_stage(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, Any]:
+    """Train a stage to its end and commit `stages/<digest>`; every worker of the group calls it.
+
+    A stage that is committed already is not trained again. One with committed progress goes on from it; on one device
+    the result is then the same, bit for bit, as without the interruption.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        StageInterrupted: after `io.should_stop()` or past the deadline, with the progress committed.
+        SlimvitError: for everything that a user can mend (data, spec, store, a loss that is not finite).
+    """
+    name = f"stages/{stage.digest}"
+    if io.store.committed(name):
+        result: dict[str, Any] = json.loads((_fetch(io, name) / "result.json").read_text(encoding="utf-8"))
+        return result
+    with determinism(torch.device(context.device), context.threads):
+        return _train(stage, context, io)
+
+
+def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, Any]:
+    started = time.monotonic()
+    training, device = stage.training, torch.device(context.device)
+    group = WorkerGroup(context)
+    precision = Precision(training.precision, device)
+    mixing = Mixing(training, stage.num_classes, stage.seed)
+
+    # Images
+    accumulation = accumulation_steps(training.batch_size, training.micro_batch, group.world_size, mixing.on)
+    micro_batch = training.batch_size // (accumulation * group.world_size)
+    images = open_images(stage.data, "train")
+    check_classes(images, stage.num_classes)
+    if training.epochs:
+        check_fits(len(images), training.batch_size)
+    validation = validation_loader(stage.data, micro_batch, device, rank=group.rank, world_size=group.world_size)
+    check_classes(validation.source.images, stage.num_classes)
+
+    # Networks: component → dynamic → distillation inside `assemble`, then average, compile, DDP
+    networks = assemble(stage, io.store, device)
+    student, teacher, strategies = networks.student, networks.teacher, networks.strategies
+    optimizer = make_optimizer(student, training.optimizer)
+    ema = ModelEmaV3(student, decay=training.ema) if training.ema is not None else None
+    forward = group.parallel(torch.compile(student) if training.compile else student)  # type: ignore[arg-type]
+    teach = torch.compile(teacher) if training.compile and teacher is not None else teacher
+    evaluated = student if ema is None else ema.module
+
+    # Where to go on from
+    trainable = Trainable(student, optimizer, precision.scaler, ema)
+    progress_store = ProgressStore(io.store, stage.digest, io.scratch)
+    first_step = group.from_first(progress_store.latest_sound() if group.is_first else 0)
+    position = progress_store.load(first_step, trainable) if first_step else Position()
+    earlier_s = position.total_s
+
+    order = TrainOrder(
+        len(images),
+        training.batch_size,
+        accumulation,
+        training.epochs,
+        stage.seed,
+        group.rank,
+        group.world_size,
+        start=first_step,
+    )
+    steps_per_epoch, total_steps = order.steps_per_epoch, order.total_steps
+    meter = LossMeter(stage.label, eager=device.type == "cpu")
+    meter.sums = position.sums
+
+    def report(kind: Any, step: int, values: dict[str, float]) -> Progress:
+        epoch = -(-step // steps_per_epoch) if steps_per_epoch else 0
+        progress = Progress(kind, stage.digest, epoch, step, total_steps, values)
+        if group.is_first:
+            io.report(progress)
+        return progress
+
+    def save_progress() -> None:
+        position.sums, position.total_s = meter.sums, earlier_s + time.monotonic() - started
+        if group.is_first:
+            progress_store.save(position, trainable)
+
+    report("resumed" if first_step else "start", first_step, {})
+    student.train()
+    stop_vote = StopVote(group, io.should_stop, context.deadline_s)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    if first_step < total_steps:
+        schedule = make_schedule(optimizer, training, steps_per_epoch)
+        batches = iter(training_loader(images, stage.data, training.augmentation, order, device))
+    clock = reported = time.perf_counter()
+    steps_since_report = 0
+
+    for step in range(first_step, total_steps):
+        for strategy in strategies:
+            strategy.at(student, step / total_steps)
+        schedule.step_update(step)
+        seed_all(derive(stage.seed, "step", step, group.rank))
+        for micro_step in range(accumulation):
+            pixels, target = mixing(*next(batches), step)
+            more_follow = micro_step + 1 < accumulation
+            with group.no_sync(forward) if more_follow else nullcontext():
+                with precision.autocast():
+                    out = forward(pixels)
+                    with torch.no_grad():
+                        taught = teach(pixels) if teach is not None else None
+                loss, terms = total_loss(
+                    strategies,
+                    precision.full(out),
+                    None if taught is None else precision.full(taught),
+                    target,
+                    training.label_smoothing,
+                )
+                meter.add(step, loss, terms)
+                precision.backward(loss / accumulation)
+        precision.step(optimizer, parameters, training.clip_grad)
+        position.step = done = step + 1
+        if ema is not None:
+            ema.update(student, step=done)
+
+        steps_since_report += 1
+        now = time.perf_counter()
+        if now - reported >= SECONDS_BETWEEN_REPORTS:
+            meter.read()
+            speed = steps_since_report * training.batch_size / (now - reported)
+            report("step", done, {"loss": meter.latest, "lr": optimizer.param_groups[0]["lr"], "images_per_s": speed})
+            reported, steps_since_report = now, 0
+
+        end_of_epoch, end = done % steps_per_epoch == 0, done == total_steps
+        stop = stop_vote() if not end else None
+        due = training.checkpoint_every_steps is not None and done % training.checkpoint_every_steps == 0
+        if not (end_of_epoch or due or stop):
+            continue
+
+        meter.read()
+        now = time.perf_counter()
+        position.training_s += now - clock
+        if end_of_epoch:
+            epoch = done // steps_per_epoch
+            values = meter.means(group.sum_by_name(meter.sums))
+            values |= {"lr": optimizer.param_groups[0]["lr"]}
+            values |= {"images_per_s": done * training.batch_size / position.training_s}
+            if end or epoch % training.eval_every == 0:
+                values |= evaluate(evaluated, validation, strategies, precision, group)
+            position.history.append(asdict(report("epoch", done, values)))
+            meter.sums = {}
+        if not end:
+            save_progress()
+        if stop:
+            group.wait()
+            raise StageInterrupted(f"stage `{stage.label}` stopped after step {done} of {total_steps}: {stop}")
+        clock = reported = time.perf_counter()
+        steps_since_report = 0
+
+    if total_steps:
+        metrics = {k: v for k, v in position.history[-1]["values"].items() if k not in ("lr", "images_per_s")}
+    else:
+        metrics = evaluate(evaluated, validation, strategies, precision, group)
+    seconds = earlier_s + time.monotonic() - started
+    result = {
+        "metrics": metrics,
+        "seconds": seconds,
+        "images_per_s": total_steps * training.batch_size / position.training_s if total_steps else None,
+        "epochs": training.epochs,
+        "steps": total_steps,
+        "environment": _environment(context),
+    }
+    if group.is_first:
+        folder = io.scratch / "artefact"
+        shutil.rmtree(folder, ignore_errors=True)
+        save_network(folder, evaluated, networks.model, stage.strategies, stage.num_classes, networks.facts.teacher)
+        (folder / "stage.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
+        (folder / "history.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in position.history), encoding="utf-8"
+        )
+        (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        io.store.commit(f"stages/{stage.digest}", folder)
+        progress_store.clear()
+    group.wait()
+    return result
+
+
+def _fetch(io: StageIO, name: str) -> Path:
+    try:
+        return io.store.fetch(name)
+    except ValueError as error:
+        raise StoreError(f"a finished stage is damaged: {error}") from error
+
+
+def _environment(context: WorkerContext) -> dict[str, Any]:
+    """What the numbers may depend on."""
+    device = torch.device(context.device)
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "workers": context.world_size,
+        "threads": context.threads,
+    }
