@@ -1,0 +1,1 @@
+"""What comes out: the record in MLflow, the comparison, the report."""

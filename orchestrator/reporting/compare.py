@@ -9,18 +9,18 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import JsonValue
 
 from cluster.storage import ArtifactStore
 from orchestrator.errors import UsageError
-from orchestrator.planning.plan import Combination, MeasureStage, Plan, TrainStage
+from orchestrator.planning.plan import Combination, Plan
 from orchestrator.reporting import conditions
 from orchestrator.reporting.comparison import Cell, Column, Comparison, Row, StageCost, Status
 from orchestrator.reporting.pareto import pareto_front
-from orchestrator.reporting.stored import read_result, read_rows, stage_folder
-from specs.metrics import METRICS, MetricRow, row
+from orchestrator.reporting.results import Results, batch_size, number, read_results, rows_by_column
+from specs.metrics import METRICS, MetricRow
 
 Cost = Literal["macs", "params", "throughput", "latency_ms", "peak_memory_mib", "checkpoint_mib", "train_seconds"]
 COSTS: tuple[str, ...] = get_args(Cost)
@@ -55,19 +55,20 @@ def compare(
         StoreError: if an artefact is damaged.
     """
     failures = failures or {}
-    results = _read(plan, store)
+    results = read_results(plan, store)
     groups: dict[str, list[Combination]] = defaultdict(list)
+    values: dict[str, Values] = {}
     for combination in plan.combinations:
         groups[combination.name].append(combination)
-
-    measured = {name: {c.seed: _rows_of(plan, results, c) for c in group} for name, group in groups.items()}
-    keys = _column_keys(metric for by_seed in measured.values() for rows in by_seed.values() for metric in rows or ())
-    values: dict[str, Values] = {name: _by_column(by_seed, keys) for name, by_seed in measured.items()}
+    for (name, seed), keyed in rows_by_column(plan, results).items():
+        for key, r in keyed.items():
+            values.setdefault(name, {}).setdefault(key, {})[seed] = r
     columns = _columns(values)
     letters = {column.key: {conditions.digest(c): letter for letter, c in column.groups.items()} for column in columns}
 
     rows = [
-        _row(plan, name, group, values[name], columns, letters, results, failures) for name, group in groups.items()
+        _row(plan, name, group, values.get(name, {}), columns, letters, results, failures)
+        for name, group in groups.items()
     ]
     rows = _mark_best(rows, columns)
     comparison = Comparison(
@@ -93,7 +94,7 @@ def with_axes(comparison: Comparison, cost: str, quality: str = "top1") -> Compa
     found = {}
     for name in (quality, cost):
         column = comparison.find(name)
-        if column is None and name not in METRICS or column is not None and column.direction == "none":
+        if (column.direction == "none") if column else (name not in METRICS):
             known = ", ".join(c.key for c in comparison.columns if c.direction != "none") or "none is measured yet"
             raise UsageError(f"`{name}` cannot be an axis of the Pareto front; axes of this experiment: {known}")
         found[name] = column.key if column else None
@@ -123,81 +124,6 @@ def front(comparison: Comparison, quality: str, cost: str) -> frozenset[str]:
     )
 
 
-class _Results:
-    """What the store holds of each finished stage."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[MetricRow]] = {}
-        self.train: dict[str, dict[str, Any]] = {}
-        self.measure: dict[str, dict[str, Any]] = {}
-
-    def done(self, digest: str) -> bool:
-        return digest in self.rows or digest in self.train
-
-
-def _read(plan: Plan, store: ArtifactStore) -> _Results:
-    results = _Results()
-    for stage in plan.walk():
-        folder = stage_folder(store, stage.digest)
-        if folder is None:
-            continue
-        if isinstance(stage, MeasureStage):
-            results.rows[stage.digest] = read_rows(folder)
-            results.measure[stage.digest] = read_result(folder) if (folder / "result.json").exists() else {}
-        else:
-            results.train[stage.digest] = read_result(folder)
-    return results
-
-
-def _rows_of(plan: Plan, results: _Results, combination: Combination) -> list[MetricRow] | None:
-    """All metric rows of one combination and seed, those of training included; `None` while it is not measured."""
-    taken = results.rows.get(combination.measured_by)
-    if taken is None:
-        return None
-    known = {r.name for r in taken}
-    return taken + [r for r in _training_rows(plan, results, combination) if r.name not in known]
-
-
-def _training_rows(plan: Plan, results: _Results, combination: Combination) -> list[MetricRow]:
-    """Cost of training: time over all stages it needs (shared ones in full), speed of the last one."""
-    stages = [d for d in combination.stages if isinstance(plan.stages[d], TrainStage)]
-    finished = [results.train[d] for d in stages if d in results.train]
-    seconds = [_number(result.get("seconds")) for result in finished]
-    if len(finished) < len(stages) or any(s is None for s in seconds):
-        total = row("train_seconds", None, reason="a training stage of this combination left no running time")
-    else:
-        total = row("train_seconds", sum(s for s in seconds if s is not None))
-    speed = _number(results.train.get(combination.result, {}).get("images_per_s"))
-    reason = None if speed is not None else "the last stage trained on no images"
-    return [total, row("train_images_per_s", speed, reason=reason)]
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and value == value and abs(value) < float("inf") else None
-
-
-def _column_keys(rows: Iterable[MetricRow]) -> dict[str, bool]:
-    """Metric → whether its batch size belongs into the key, because it was taken at several."""
-    sizes: dict[str, set[JsonValue]] = defaultdict(set)
-    for r in rows:
-        sizes[r.name].add(_batch_size(r))
-    return {name: len(found) > 1 for name, found in sizes.items()}
-
-
-def _batch_size(r: MetricRow) -> int | None:
-    size = r.conditions.get("batch_size")
-    return size if isinstance(size, int) else None
-
-
-def _by_column(by_seed: dict[int, list[MetricRow] | None], keys: dict[str, bool]) -> Values:
-    values: Values = defaultdict(dict)
-    for seed, rows in by_seed.items():
-        for r in rows or ():
-            size = _batch_size(r)
-            values[f"{r.name}_b{size}" if keys[r.name] and size is not None else r.name][seed] = r
-    return dict(values)
-
-
 def _columns(values: Mapping[str, Values]) -> list[Column]:
     """All columns, in the order of `METRICS`, then what strategies report of themselves by name."""
     order = {name: i for i, name in enumerate(METRICS)}
@@ -214,7 +140,7 @@ def _columns(values: Mapping[str, Values]) -> list[Column]:
                 needed = conditions.relevant(r.name, r.conditions)
                 distinct.setdefault(conditions.digest(needed), needed)
         groups = {_letter(i): needed for i, needed in enumerate(distinct.values())}
-        size = _batch_size(first) if key != first.name else None
+        size = batch_size(first) if key != first.name else None
         ratio = RATIOS.get(first.name, "")
         ratio = next((k for k in (f"{ratio}_b{size}", ratio) if k in rows), "")
         defined = METRICS.get(first.name)
@@ -247,14 +173,20 @@ def _row(
     values: Values,
     columns: list[Column],
     letters: Mapping[str, Mapping[str, str]],
-    results: _Results,
+    results: Results,
     failures: Mapping[str, str],
 ) -> Row:
     measured = tuple(c.seed for c in group if c.measured_by in results.rows)
-    problems = [_missing(plan, c, results, failures) for c in group if c.seed not in measured]
+    problems: dict[str, list[int]] = defaultdict(list)
+    for c in group:
+        if c.seed not in measured:
+            problems[_missing(plan, c, results, failures)].append(c.seed)
     failed = any(failures.get(digest) for c in group if c.seed not in measured for digest in c.stages)
     status: Status = "measured" if not problems else "partial" if measured else "failed" if failed else "unfinished"
-    detail = "; ".join(dict.fromkeys(problems))
+    detail = "; ".join(
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}: {problem}"
+        for problem, seeds in problems.items()
+    )
     return Row(
         name=name,
         labels=group[0].labels,
@@ -266,15 +198,14 @@ def _row(
     )
 
 
-def _missing(plan: Plan, combination: Combination, results: _Results, failures: Mapping[str, str]) -> str:
+def _missing(plan: Plan, combination: Combination, results: Results, failures: Mapping[str, str]) -> str:
     """Why a combination is not measured: the first stage that failed, or else the first that is to run."""
-    seed = f"seed {combination.seed}: "
     for digest in combination.stages:
         if failures.get(digest) and not results.done(digest):
-            return f"{seed}`{plan.stages[digest].label}` failed: {failures[digest]}"
+            return f"`{plan.stages[digest].label}` failed: {failures[digest]}"
     first = next(d for d in combination.stages if not results.done(d))
     done = sum(results.done(d) for d in combination.stages)
-    return f"{seed}{done} of {len(combination.stages)} stages done; next is `{plan.stages[first].label}`"
+    return f"{done} of {len(combination.stages)} stages done; next is `{plan.stages[first].label}`"
 
 
 def _cell(by_seed: Mapping[int, MetricRow], letters: Mapping[str, str], detail: str) -> Cell:
@@ -317,7 +248,7 @@ def _mark_best(rows: list[Row], columns: list[Column]) -> list[Row]:
     return [r.model_copy(update={"cells": cells}) for r, cells in zip(rows, marked, strict=True)]
 
 
-def _stage_costs(plan: Plan, results: _Results, failures: Mapping[str, str]) -> Iterable[StageCost]:
+def _stage_costs(plan: Plan, results: Results, failures: Mapping[str, str]) -> Iterable[StageCost]:
     users: dict[str, dict[str, None]] = defaultdict(dict)
     for combination in plan.combinations:
         for digest in combination.stages:
@@ -331,8 +262,8 @@ def _stage_costs(plan: Plan, results: _Results, failures: Mapping[str, str]) -> 
             kind=stage.kind,
             status="done" if results.done(stage.digest) else "failed" if stage.digest in failures else "to run",
             combinations=tuple(users[stage.digest]),
-            seconds=_number(result.get("seconds")),
-            images_per_s=_number(result.get("images_per_s")),
+            seconds=number(result.get("seconds")),
+            images_per_s=number(result.get("images_per_s")),
             epochs=epochs if isinstance(epochs, int) else None,
         )
 

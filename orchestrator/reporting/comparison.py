@@ -64,7 +64,7 @@ class Row(Frozen):
     measured: tuple[int, ...]
     """Seeds that are measured."""
     status: Status
-    """`measured`: all seeds are; `partial`: some; `failed`: a stage failed and no seed is; `unfinished`: none is yet."""
+    """`measured`: all seeds are; `partial`: some; `failed`: none, and a stage failed; `unfinished`: none yet."""
     detail: str = ""
     """What is missing, for people; empty when nothing is."""
     pareto: bool = False

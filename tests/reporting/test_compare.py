@@ -123,7 +123,7 @@ def test_missing_values_keep_their_reason(finished: Any) -> None:
 def test_nothing_run_yet(lab: Any) -> None:
     comparison = compare(lab.plan, lab.store)
     assert {r.status for r in comparison.rows} == {"unfinished"}
-    assert "seed 0: 0 of 3 stages done; next is `teacher`" in comparison.rows[0].detail
+    assert "seeds 0, 1, 2: 0 of 3 stages done; next is `teacher`" in comparison.rows[0].detail
     assert (comparison.quality, comparison.cost, comparison.columns) == (None, None, ())
     assert comparison.dropped == {"merging=all,distill=none": ("no token is left after block 3",)}
 
@@ -135,7 +135,7 @@ def test_failed_and_unfinished_combinations_are_listed(lab: Any) -> None:
     assert row_of(comparison, "none", "soft").status == "measured"
     partial = row_of(comparison, "r2", "none")
     assert (partial.status, partial.measured, partial.cells["top1"].num_seeds) == ("partial", (1,), 1)
-    assert "seed 0: 2 of 3 stages done; next is `measure[merging=r2,distill=none]`" in partial.detail
+    assert "seeds 0, 2: 2 of 3 stages done; next is `measure[merging=r2,distill=none]`" in partial.detail
     gone = row_of(comparison, "r4", "soft")
     assert gone.status == "failed"
     assert "seed 0: `measure[merging=r4,distill=soft]` failed: out of memory" in gone.detail

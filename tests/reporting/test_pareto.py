@@ -44,7 +44,7 @@ def test_nothing_gives_nothing() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
-    with pytest.raises(ValueError, match="point 1 .* not finite"):
+    with pytest.raises(ValueError, match=r"point 1 .* not finite"):
         pareto_front([(1.0, 1.0), (bad, 1.0)], ["higher", "lower"])
 
 

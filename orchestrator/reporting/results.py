@@ -1,0 +1,108 @@
+"""Stored results of a plan, and the metric rows of each combination by column.
+
+A metric taken at several batch sizes in one experiment is several columns: `throughput_b1`, `throughput_b64`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import JsonValue
+
+from cluster.storage import ArtifactStore
+from orchestrator.planning.plan import Combination, MeasureStage, Plan, TrainStage
+from orchestrator.reporting.stored import read_result, read_rows, stage_folder
+from specs.metrics import MetricRow, row
+
+Keyed = dict[str, MetricRow]
+"""Column key → row, of one combination and seed."""
+
+
+class Results:
+    """What the store holds of each finished stage."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[MetricRow]] = {}
+        """Measure stage → its metric rows."""
+        self.train: dict[str, dict[str, Any]] = {}
+        """Train stage → its `result.json`."""
+        self.measure: dict[str, dict[str, Any]] = {}
+        """Measure stage → its `result.json`."""
+
+    def done(self, digest: str) -> bool:
+        """Whether the stage is finished."""
+        return digest in self.rows or digest in self.train
+
+
+def read_results(plan: Plan, store: ArtifactStore) -> Results:
+    """Read the results of all finished stages; weights are neither read nor verified.
+
+    Raises:
+        StoreError: if an artefact is damaged.
+    """
+    results = Results()
+    for stage in plan.walk():
+        folder = stage_folder(store, stage.digest)
+        if folder is None:
+            continue
+        if isinstance(stage, MeasureStage):
+            results.rows[stage.digest] = read_rows(folder)
+            results.measure[stage.digest] = read_result(folder) if (folder / "result.json").exists() else {}
+        else:
+            results.train[stage.digest] = read_result(folder)
+    return results
+
+
+def rows_by_column(plan: Plan, results: Results) -> dict[tuple[str, int], Keyed]:
+    """(Name of the combination, seed) → its rows by column; nothing for those that are not measured."""
+    taken = {(c.name, c.seed): _rows_of(plan, results, c) for c in plan.combinations}
+    several = _at_several_batch_sizes(r for rows in taken.values() for r in rows or ())
+    return {
+        who: {f"{r.name}_b{batch_size(r)}" if r.name in several else r.name: r for r in rows}
+        for who, rows in taken.items()
+        if rows is not None
+    }
+
+
+def _rows_of(plan: Plan, results: Results, combination: Combination) -> list[MetricRow] | None:
+    """All metric rows of one combination and seed, those of training included; `None` while it is not measured."""
+    taken = results.rows.get(combination.measured_by)
+    if taken is None:
+        return None
+    known = {r.name for r in taken}
+    return taken + [r for r in _training_rows(plan, results, combination) if r.name not in known]
+
+
+def _training_rows(plan: Plan, results: Results, combination: Combination) -> list[MetricRow]:
+    """Cost of training: time over all stages it needs (shared ones in full), speed of the last one."""
+    stages = [d for d in combination.stages if isinstance(plan.stages[d], TrainStage)]
+    finished = [results.train[d] for d in stages if d in results.train]
+    seconds = [number(result.get("seconds")) for result in finished]
+    if len(finished) < len(stages) or any(s is None for s in seconds):
+        total = row("train_seconds", None, reason="a training stage of this combination left no running time")
+    else:
+        total = row("train_seconds", sum(s for s in seconds if s is not None))
+    speed = number(results.train.get(combination.result, {}).get("images_per_s"))
+    reason = None if speed is not None else "the last stage trained on no images"
+    return [total, row("train_images_per_s", speed, reason=reason)]
+
+
+def number(value: object) -> float | None:
+    """A finite number read from JSON; `None` for anything else."""
+    return float(value) if isinstance(value, int | float) and value == value and abs(value) < float("inf") else None
+
+
+def _at_several_batch_sizes(rows: Iterable[MetricRow]) -> set[str]:
+    """Names of the metrics that were taken at more than one batch size."""
+    sizes: dict[str, set[JsonValue]] = defaultdict(set)
+    for r in rows:
+        sizes[r.name].add(batch_size(r))
+    return {name for name, found in sizes.items() if len(found) > 1}
+
+
+def batch_size(r: MetricRow) -> int | None:
+    """Batch size the row was taken at; `None` if it has none."""
+    size = r.conditions.get("batch_size")
+    return size if isinstance(size, int) else None

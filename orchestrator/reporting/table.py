@@ -1,0 +1,212 @@
+"""The comparison as text: a table for people, CSV and JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.reporting.comparison import Cell, Column, Comparison, Row
+
+OPTIMAL = "◆"
+"""Marks Pareto-optimal rows; a character, because colour does not reach everybody."""
+
+_SHOWN = ("top1", "macs", "params", "latency_ms", "throughput", "peak_memory_mib", "checkpoint_mib", "train_seconds")
+"""Metrics of the table in order of importance; where the terminal is narrow, the last ones give way."""
+
+_TITLES = {
+    "top1": "top-1 %",
+    "top5": "top-5 %",
+    "macs": "MACs",
+    "params": "params",
+    "latency_ms": "latency ms",
+    "throughput": "images/s",
+    "peak_memory_mib": "memory MiB",
+    "checkpoint_mib": "weights MiB",
+    "train_seconds": "training s",
+}
+
+_PREFIXES = (("G", 1e9), ("M", 1e6), ("k", 1e3))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    title: str
+    cells: list[Text]
+
+    @property
+    def width(self) -> int:
+        return max([max(len(part) for part in self.title.split("\n")), *(cell.cell_len for cell in self.cells)])
+
+
+def table(comparison: Comparison, width: int = 120) -> RenderableType:
+    """The comparison for a terminal of `width` characters: best per column bold, Pareto-optimal rows marked."""
+    named = _Drawn("combination", [Text(r.name, style="bold" if r.pareto else "") for r in comparison.rows])
+    marks = [Text(OPTIMAL if r.pareto else " ", style="green") for r in comparison.rows]
+    ratio_shown = [_draw(comparison, c) for c in _columns(comparison)]
+    kept, hidden = _fitting(ratio_shown, width - named.width - 5)
+
+    drawn = Table(title=_title(comparison), title_justify="left", title_style="bold", pad_edge=False, box=None)
+    drawn.add_column("", no_wrap=True)
+    drawn.add_column(named.title, overflow="fold")
+    for column in kept:
+        drawn.add_column(column.title, justify="right", no_wrap=True)
+    for i, r in enumerate(comparison.rows):
+        drawn.add_row(
+            marks[i], named.cells[i], *(column.cells[i] for column in kept), style="" if r.measured else "dim"
+        )
+    return Group(drawn, Text("\n".join(_foot(comparison, hidden))))
+
+
+def text(comparison: Comparison, width: int = 120) -> str:
+    """`table` as plain text, without colour and bold."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table(comparison, width))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def to_json(comparison: Comparison) -> str:
+    """The whole comparison; `Comparison.model_validate_json` reads it back."""
+    return comparison.model_dump_json(indent=2) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One line a combination; for each metric its mean, standard deviation, number of seeds and group of conditions.
+
+    Missing values are empty; `<metric>.reason` says why, where a metric is missing anywhere.
+    """
+    with_reason = {c.key for c in comparison.columns if any(r.cells[c.key].reason for r in comparison.rows)}
+    head = ["combination", *_axes(comparison), "status", "detail", "pareto", "seeds"]
+    for c in comparison.columns:
+        head += [c.key, f"{c.key}.std", f"{c.key}.n", f"{c.key}.conditions"]
+        head += [f"{c.key}.reason"] if c.key in with_reason else []
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    for r in comparison.rows:
+        line: list[object] = [r.name, *(r.labels.get(axis, "") for axis in _axes(comparison))]
+        line += [r.status, r.detail, int(r.pareto), " ".join(str(seed) for seed in r.measured)]
+        for c in comparison.columns:
+            cell = r.cells[c.key]
+            line += [_or_empty(cell.value), _or_empty(cell.std), cell.num_seeds, cell.group or ""]
+            line += [cell.reason or ""] if c.key in with_reason else []
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def number(value: float, unit: str = "", metric: str = "") -> str:
+    """A value for people: counts with k, M, G; everything else with four significant digits."""
+    if metric in ("top1", "top5"):
+        return f"{value:.2f}"
+    if unit.startswith(("parameters", "MACs")):
+        for prefix, factor in _PREFIXES:
+            if abs(value) >= factor:
+                return f"{value / factor:#.4g}".rstrip(".") + f" {prefix}"
+    return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:#.4g}"
+
+
+def title(column: Column) -> str:
+    """Heading of a column."""
+    name = _TITLES.get(column.metric, column.key)
+    return name if column.batch_size is None else f"{_TITLES.get(column.metric, column.metric)} @{column.batch_size}"
+
+
+def _columns(comparison: Comparison) -> list[Column]:
+    """The table's columns: each metric of `_SHOWN` once, at its largest batch size; no column of gaps only."""
+    found = [comparison.find(name) for name in _SHOWN]
+    return [c for c in found if c is not None and any(r.cells[c.key].value is not None for r in comparison.rows)]
+
+
+def _draw(comparison: Comparison, column: Column) -> _Drawn:
+    lettered = len(column.groups) > 1
+    heading = title(column) + ("\n(× baseline)" if column.ratio else "")
+    return _Drawn(heading, [_value(r, column, lettered) for r in comparison.rows])
+
+
+def _value(r: Row, column: Column, lettered: bool) -> Text:
+    cell = r.cells[column.key]
+    if cell.value is None:
+        return Text("–", style="dim")
+    drawn = Text(number(cell.value, column.unit, column.metric), style="bold" if cell.best else "")
+    if cell.std is not None and cell.std > 0:
+        drawn.append(f" ± {_spread(cell, column)}", style="dim")
+    ratio = r.cells[column.ratio].value if column.ratio else None
+    if ratio is not None:
+        drawn.append(f" ({ratio:.2f}×)", style="not bold")
+    if lettered:
+        drawn.append(f" [{cell.group}]")
+    if cell.reason:
+        drawn.append(" !")
+    return drawn
+
+
+def _spread(cell: Cell, column: Column) -> str:
+    assert cell.value is not None
+    assert cell.std is not None
+    if column.unit.startswith(("parameters", "MACs")):
+        return number(cell.std, column.unit, column.metric)
+    return f"{cell.std:.2f}" if column.metric in ("top1", "top5") else f"{cell.std:#.2g}".rstrip(".")
+
+
+def _fitting(columns: list[_Drawn], room: int) -> tuple[list[_Drawn], list[_Drawn]]:
+    """The columns that fit into `room` characters, and the rest; at least two are kept."""
+    kept: list[_Drawn] = []
+    for column in columns:
+        if len(kept) >= 2 and room < column.width + 2:
+            break
+        kept.append(column)
+        room -= column.width + 2
+    return kept, columns[len(kept) :]
+
+
+def _title(comparison: Comparison) -> str:
+    done = sum(r.status == "measured" for r in comparison.rows)
+    return f"{comparison.experiment}: {done} of {len(comparison.rows)} combinations measured"
+
+
+def _foot(comparison: Comparison, hidden: list[_Drawn]) -> list[str]:
+    lines = [""]
+    if comparison.quality and comparison.cost:
+        lines.append(f"{OPTIMAL} Pareto-optimal in {comparison.quality} against {comparison.cost}.")
+    if any(cell.std for r in comparison.rows for cell in r.cells.values()):
+        lines.append("± sample standard deviation over seeds.")
+    if hidden:
+        names = ", ".join(column.title.split("\n")[0] for column in hidden)
+        lines.append(f"Not shown for want of room: {names}; `--format csv` has everything.")
+    lines += [f"Note: {note}" for note in comparison.notes]
+    lines += [f"{r.name}: {r.status}; {r.detail}" for r in comparison.rows if r.detail]
+    lines += _gaps(comparison)
+    lines += [f"{name}: left out of the plan; {'; '.join(reasons)}" for name, reasons in comparison.dropped.items()]
+    return lines if len(lines) > 1 else []
+
+
+def _gaps(comparison: Comparison) -> list[str]:
+    """Why values of measured combinations are missing, each reason once."""
+    metrics: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    measured = [r for r in comparison.rows if r.measured]
+    for c in comparison.columns:
+        reasons: dict[str, list[str]] = {}
+        for r in measured:
+            reason = r.cells[c.key].reason
+            if reason and reason != r.detail:
+                reasons.setdefault(reason, []).append(r.name)
+        for reason, names in reasons.items():
+            metrics.setdefault(tuple(names), {}).setdefault(reason, []).append(c.key)
+    lines = []
+    for names, by_reason in metrics.items():
+        who = "all measured combinations" if len(names) == len(measured) > 1 else ", ".join(names)
+        lines += [f"{', '.join(keys)} of {who}: {reason}" for reason, keys in by_reason.items()]
+    return lines
+
+
+def _axes(comparison: Comparison) -> list[str]:
+    return list(dict.fromkeys(axis for r in comparison.rows for axis in r.labels))
+
+
+def _or_empty(value: float | None) -> float | str:
+    return "" if value is None else value
