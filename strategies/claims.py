@@ -110,7 +110,7 @@ def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool) -> str
         if what == TEACHER_LOGITS and teacher.num_classes != student.num_classes:
             return (
                 f"the teacher `{teacher.model}` knows {teacher.num_classes} classes and the student knows "
-                f"{student.num_classes}. Way out: a teacher trained on these classes (an earlier stage, or a checkpoint)."
+                f"{student.num_classes}. Way out: a teacher trained on these classes (a stage or a checkpoint)."
             )
         return _beyond(blocks, teacher.depth, f"the teacher `{teacher.model}`") if what == TEACHER_TAP else None
     if what == TAP:

@@ -33,7 +33,8 @@ class ModelFacts:
     has_distillation_token: bool = False
     in_chans: int = 3
     global_pool: str = "token"
-
+    can_prune: bool = True
+    """Heads and MLP channels can be cut: timm's `Mlp`, and no norm inside attention or MLP."""
     tap_widths: tuple[int, ...] = ()
     """Channels of the features after each block (`vit`) or feature stage (`other`), `depth` of them. Filled by
     `strategies.catalog`; empty only where nobody asked the catalog."""
