@@ -15,15 +15,17 @@ from specs.experiment import Experiment
 from specs.problems import SpecPath
 from specs.strategy import Resolver, StrategyConfig
 
+_LISTS = (list, tuple, set, frozenset)
 
-def model_at(path: SpecPath, data: Any, resolver: Resolver) -> type[BaseModel] | None:
+
+def model_at(path: SpecPath, data: Any, resolver: Resolver, top: Any = Experiment) -> type[BaseModel] | None:
     """Options type of the mapping at a path, or `None` where there is none (free-form mappings, unknown strategies)."""
-    annotation, here = _narrow(Experiment, data, resolver), data
+    annotation, here = _narrow(top, data, resolver), data
     for item in path:
         if _is_model(annotation):
             field = annotation.model_fields.get(str(item))
             annotation = field.annotation if field else None
-        elif get_origin(annotation) is list:
+        elif get_origin(annotation) in _LISTS:
             annotation = get_args(annotation)[0]
         elif get_origin(annotation) is dict:
             annotation = get_args(annotation)[1]
@@ -34,9 +36,9 @@ def model_at(path: SpecPath, data: Any, resolver: Resolver) -> type[BaseModel] |
     return annotation if _is_model(annotation) else None
 
 
-def field_at(path: SpecPath, data: Any, resolver: Resolver) -> FieldInfo | None:
+def field_at(path: SpecPath, data: Any, resolver: Resolver, top: Any = Experiment) -> FieldInfo | None:
     """Field that a path names, or `None` if it is no field of an options type."""
-    model = model_at(path[:-1], data, resolver) if path else None
+    model = model_at(path[:-1], data, resolver, top) if path else None
     return model.model_fields.get(str(path[-1])) if model else None
 
 
@@ -87,7 +89,7 @@ def _narrow(annotation: Any, value: Any, resolver: Resolver) -> Any:
         chosen = [m for m in models if value.get("kind") in _kinds(m)] or (models if len(models) == 1 else [])
         annotation = next(iter(chosen or [m for m in members if get_origin(m) is dict]), None)
     elif isinstance(value, list):
-        annotation = next((member for member in members if get_origin(member) is list), None)
+        annotation = next((member for member in members if get_origin(member) in _LISTS), None)
     else:
         annotation = members[0] if len(members) == 1 else None
     if annotation is StrategyConfig and isinstance(value, Mapping) and isinstance(value.get("name"), str):

@@ -47,9 +47,15 @@ UNKNOWN_KEY = "unknown key"
 _YAML_11_SWITCHES = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def translate(error: ValidationError, data: Mapping[str, Any], resolver: Resolver, locate: Locate) -> list[Problem]:
-    """Every error of a failed validation as a problem; the members of a union that all failed become one."""
-    translator = _Translator(data, resolver, locate)
+def translate(
+    error: ValidationError, data: Mapping[str, Any], resolver: Resolver, locate: Locate, top: Any = Experiment
+) -> list[Problem]:
+    """Every error of a failed validation as a problem; the members of a union that all failed become one.
+
+    Args:
+        top: type that `data` was validated as.
+    """
+    translator = _Translator(data, resolver, locate, top)
     groups: dict[tuple[Any, ...], list[tuple[SpecPath, ErrorDetails]]] = {}
     for i, details in enumerate(error.errors(include_url=False)):
         path, union = raw_path(details["loc"], data)
@@ -87,8 +93,8 @@ def raw_path(loc: tuple[str | int, ...], data: Any) -> tuple[SpecPath, SpecPath 
 class _Translator:
     """Knows the spec that the errors are about."""
 
-    def __init__(self, data: Mapping[str, Any], resolver: Resolver, locate: Locate) -> None:
-        self.data, self.resolver, self.locate = data, resolver, locate
+    def __init__(self, data: Mapping[str, Any], resolver: Resolver, locate: Locate, top: Any) -> None:
+        self.data, self.resolver, self.locate, self.top = data, resolver, locate, top
 
     def union(self, group: list[tuple[SpecPath, ErrorDetails]]) -> Problem:
         """One problem for a value that fits no member of a union.
@@ -177,7 +183,7 @@ class _Translator:
     def unknown_key(self, path: SpecPath) -> Problem:
         """A key that this mapping does not have."""
         name = str(path[-1])
-        model = model_at(path[:-1], self.data, self.resolver)
+        model = model_at(path[:-1], self.data, self.resolver, self.top)
         known = list(model.model_fields) if model else []
         below = [p for p in paths_of(model) if p.rpartition(".")[2] == name] if model else []
         anywhere = [p for p in paths_of(Experiment) if p.rpartition(".")[2] == name]
@@ -203,12 +209,12 @@ class _Translator:
             self.resolver(value_at(self.data, (*path, "name")))
         except ValueError as error:
             near, way_out = getattr(error, "nearest", None), getattr(error, "way_out", "")
-            return self.at((*path, "name"), str(error), near=near, way_out=way_out)
+            return self.at((*path, "name"), str(error.args[0]), near=near, way_out=way_out)
         raise AssertionError(f"the resolver refused a strategy and then took it: {reason}")
 
     def meaning(self, path: SpecPath) -> str:
         """The field's description, as help."""
-        field = field_at(path, self.data, self.resolver)
+        field = field_at(path, self.data, self.resolver, self.top)
         return f"`{path[-1]}`: {first_sentence(field)}" if field and field.description else ""
 
     def at(self, path: SpecPath, message: str, *, near: str | None = None, way_out: str = "") -> Problem:

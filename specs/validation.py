@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from specs.assign import assign, value_at
 from specs.expand import UnsetVariable, expand, path_fields
 from specs.experiment import Experiment
-from specs.problems import Locate, Problem, dotted, problem_at
-from specs.strategy import RESOLVER_KEY, Resolver
+from specs.problems import Locate, Problem, SpecProblems, dotted, problem_at
+from specs.strategy import RESOLVER_KEY, AnyStrategy, Resolver, StrategyConfig
 from specs.translate import translate
 
 
@@ -34,3 +34,17 @@ def parse(data: Mapping[str, Any], resolver: Resolver, locate: Locate) -> tuple[
     except ValidationError as error:
         return None, problems + translate(error, data, resolver, locate)
     return experiment, problems
+
+
+def parse_strategy(data: Mapping[str, Any], resolver: Resolver, locate: Locate) -> StrategyConfig:
+    """One entry of a `strategies` list by itself.
+
+    Raises:
+        SpecProblems: with every problem found.
+    """
+    try:
+        options = TypeAdapter(AnyStrategy).validate_json(json.dumps(data), context={RESOLVER_KEY: resolver})
+    except ValidationError as error:
+        raise SpecProblems(translate(error, data, resolver, locate, StrategyConfig)) from error
+    assert isinstance(options, StrategyConfig)
+    return options

@@ -32,10 +32,11 @@ class StrategyUnavailable(ValueError):
 
     def __init__(self, message: str, way_out: str, near: str | None = None) -> None:
         super().__init__(message, way_out, near)
-        self.message, self.way_out, self.nearest = message, way_out, near
+        self.way_out, self.nearest = way_out, near
 
     def __str__(self) -> str:
-        return self.message
+        near = f"did you mean `{self.nearest}`? " if self.nearest else ""
+        return f"{self.args[0]}; {near}{self.way_out}"
 
 
 def names() -> list[str]:

@@ -1,0 +1,248 @@
+"""The command `slimvit`. Each command only reads its arguments and calls one function; imports are made inside.
+
+`slimvit --help` loads neither torch, ray nor mlflow.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.exits import ending, usage_errors
+
+if TYPE_CHECKING:
+    from specs.load import SpecDocument
+
+app = typer.Typer(
+    name="slimvit",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(
+    help="One spec file, one honest comparison: component design, dynamic networks and knowledge distillation for "
+    "Vision Transformers."
+)
+def _help(context: typer.Context) -> None:
+    """Without a command: the help, as an answer and not as an error."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec file (YAML).")]
+Assignments = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Override a value, e.g. stages.0.training.epochs=3; may be repeated."
+    ),
+]
+Store = Annotated[Path | None, typer.Option(help="Artefact store, if no spec names it.", metavar="DIR")]
+Address = Annotated[str, typer.Option(help="Ray cluster, e.g. http://head:8265.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+@app.command()
+def run(
+    spec: Spec,
+    assignments: Assignments = [],  # noqa: B006
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use instead of an embedded one.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")] = False,
+) -> None:
+    """Run a spec from where it stands to the comparison. What is finished is not run again."""
+    from orchestrator.run import run_experiment
+
+    run_experiment(spec, assignments, address, plain)
+
+
+@app.command()
+def plan(spec: Spec, assignments: Assignments = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Show the stages of a spec, what sharing them saves, and which are done."""
+    from orchestrator.planning import describe
+    from orchestrator.planning.make import make_plan
+
+    document = load_spec(spec, assignments)
+    made = make_plan(document)
+    typer.echo(describe.as_json(made, document.experiment) if as_json else describe.as_text(made, document.experiment))
+
+
+@app.command()
+def explain(
+    spec: Spec,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Label, or the beginning of the digest, as in `plan`.")],
+    assignments: Assignments = [],  # noqa: B006
+) -> None:
+    """Say why a stage is to run: what differs from the nearest finished one."""
+    from orchestrator.planning import describe
+    from orchestrator.planning.make import make_plan
+
+    document = load_spec(spec, assignments)
+    typer.echo(describe.explain(make_plan(document), document.experiment, stage))
+
+
+@app.command()
+def compare(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A spec file, or an experiment's name.")],
+    assignments: Assignments = [],  # noqa: B006
+    output_format: Annotated[str, typer.Option("--format", help="table, json, csv or html.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="File to write instead of printing.", metavar="FILE")] = None,
+    store: Store = None,
+) -> None:
+    """Compare the finished combinations of an experiment: accuracy against cost."""
+    from orchestrator.arguments import chosen
+    from orchestrator.reporting.command import compare_experiment
+
+    chosen([output_format], ("table", "json", "csv", "html"), "--format")
+    typer.echo(compare_experiment(experiment, assignments, output_format, out, store))
+
+
+@app.command()
+def export(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A spec file, or an experiment's name.")],
+    combination: Annotated[str, typer.Argument(metavar="COMBINATION", help="Name as in `compare`.")],
+    output_format: Annotated[str, typer.Option("--format", help="safetensors, torchscript, onnx or pt2.")],
+    assignments: Assignments = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="File to write.", metavar="PATH")] = None,
+    store: Store = None,
+) -> None:
+    """Write a combination's network as a usable model, checked against the original on real images."""
+    from orchestrator.arguments import chosen
+    from orchestrator.export import export_combination
+
+    chosen([output_format], ("safetensors", "torchscript", "onnx", "pt2"), "--format")
+    typer.echo(
+        export_combination(experiment, combination, output_format, out=out, store=store, assignments=assignments)
+    )
+
+
+@app.command()
+def measure(
+    model: Annotated[str, typer.Option(help="Network in timm's registry.", metavar="NAME")],
+    model_args: Annotated[
+        list[str], typer.Option("--model-arg", help="Argument of the network; may be repeated.", metavar="K=V")
+    ] = [],  # noqa: B006
+    strategies: Annotated[
+        list[str],
+        typer.Option("--strategy", help="Strategy with its options; may be repeated.", metavar="NAME:K=V,…"),
+    ] = [],  # noqa: B006
+    batch_sizes: Annotated[
+        list[int], typer.Option("--batch-size", min=1, help="Batch size of the throughput; may be repeated.")
+    ] = [1, 64],  # noqa: B006
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    only: Annotated[list[str], typer.Option(help="Metrics to take, e.g. params,macs.", metavar="A,B")] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Measure a network, with or without strategies, without training it."""
+    from orchestrator import arguments
+    from specs.metrics import METRICS
+    from specs.model import ModelSpec
+    from strategies import registry
+
+    network = ModelSpec(model=model, args=arguments.pairs(model_args, "--model-arg"))
+    options = [arguments.strategy(text, registry.resolver) for text in strategies]
+    metrics = arguments.chosen(only, METRICS, "--only")
+    arguments.chosen([device], ("auto", "cpu", "cuda"), "--device")
+    from orchestrator.measurement.command import as_json as rows_as_json
+    from orchestrator.measurement.command import as_text, measure_model
+
+    with usage_errors():
+        rows = measure_model(network, options, batch_sizes=batch_sizes, device=device, only=metrics)
+    typer.echo(rows_as_json(rows) if as_json else as_text(rows))
+
+
+@app.command()
+def strategies(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the options of this strategy.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the strategies that are installed, or show the options of one."""
+    from orchestrator import strategy_help
+
+    if as_json:
+        typer.echo(strategy_help.as_json(name))
+    else:
+        typer.echo(strategy_help.overview() if name is None else strategy_help.details(name))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of spec files, with all installed strategies, for editors."""
+    import json
+
+    from specs.load import json_schema
+    from strategies import registry
+
+    typer.echo(json.dumps(json_schema(registry.resolver(name) for name in registry.names()), indent=2))
+
+
+@app.command()
+def submit(spec: Spec, address: Address, assignments: Assignments = []) -> None:  # noqa: B006
+    """Send a run to a Ray cluster and return. Sending the same spec again finds the same job."""
+    from orchestrator.execution import jobs
+
+    load_spec(spec, assignments)
+    typer.echo(jobs.submit(spec, assignments, address))
+
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The id that `submit` printed.")]
+
+
+@app.command()
+def status(job: JobId, address: Address) -> None:
+    """Say how a submitted run stands."""
+    from orchestrator.execution import jobs
+
+    typer.echo(jobs.status(job, address))
+
+
+@app.command()
+def logs(
+    job: JobId,
+    address: Address,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """Print what a submitted run has printed."""
+    from orchestrator.execution import jobs
+
+    for text in jobs.logs(job, address, follow):
+        typer.echo(text, nl=False)
+
+
+@app.command()
+def stop(job: JobId, address: Address) -> None:
+    """Stop a submitted run; submitting it again goes on from there."""
+    from orchestrator.execution import jobs
+
+    typer.echo(jobs.stop(job, address))
+
+
+@app.command()
+def ui(
+    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Spec whose record is shown.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the MLflow UI; 0 = any free one.")] = 5000,
+    store: Store = None,
+    assignments: Assignments = [],  # noqa: B006
+) -> None:
+    """Open the MLflow UI on the record of all runs."""
+    from orchestrator.reporting.ui import open_ui
+
+    open_ui(spec, port=port, store=store, assignments=assignments)
+
+
+def load_spec(spec: Path, assignments: list[str]) -> SpecDocument:
+    """The spec, with the strategies that are installed."""
+    from specs.load import load
+    from strategies import registry
+
+    return load(spec, assignments, resolver=registry.resolver)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(ending(lambda: app(prog_name="slimvit", standalone_mode=False)))
