@@ -1,0 +1,233 @@
+"""A lane: one Ray Train worker group that runs stage after stage in warm processes.
+
+Starting a group costs many seconds, almost all of it processes and imports. So a group is started once, and its train
+function is a loop that asks the queue for work. Ray Train brings dead groups back; the queue hands them the stage they
+were at, and the stage goes on from its own last committed progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import tempfile
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.storage import ArtifactStore
+from orchestrator.errors import SlimvitError
+from orchestrator.execution.reporter import Reporter
+from orchestrator.planning.plan import Stage
+from orchestrator.training.interface import StageInterrupted, StageIO, WorkerContext
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+_ASK_AGAIN_S = 0.05
+"""Pause before asking again when there is nothing to do, in seconds."""
+_GIVE_UP_TOGETHER_S = 10.0
+"""How long a worker that failed waits for the others of its group to fail at the same place, in seconds."""
+_PLACEMENT_ATTEMPTS = 30
+"""How often Ray Train waits a minute for the resources of a group before the lane is given up."""
+
+
+@dataclass(frozen=True)
+class Runners:
+    """Dotted names `module:function` of what runs a stage: ``(stage, WorkerContext, StageIO) -> result``."""
+
+    train: str = "orchestrator.training.stage:run_train_stage"
+    measure: str = "orchestrator.measurement.stage:run_measure_stage"
+
+
+@dataclass(frozen=True)
+class LaneSpec:
+    """Everything a lane needs; sent to its workers."""
+
+    lane: int
+    queue: ActorHandle
+    """The `StageQueue` as an actor."""
+    store: ArtifactStore
+    workers: int
+    resources: dict[str, float]
+    """Of one worker."""
+    max_retries: int
+    deadline_s: float | None
+    run_name: str
+    """Unique to this start of this lane: Ray Train silently resumes a name it knows."""
+    folder: Path
+    """Private to the run; Ray Train keeps its own notes there."""
+    runners: Runners = Runners()
+
+    @property
+    def threads(self) -> int:
+        """Compute threads of a worker on CPU."""
+        return max(1, int(self.resources["CPU"]))
+
+
+def drive(spec: LaneSpec) -> None:
+    """Run one lane until the queue has no more work for it. Blocks.
+
+    Raises:
+        ray.train.TrainingFailedError: if its workers died more often than `max_retries`, or could not be placed.
+    """
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    threads = str(spec.threads)
+    TorchTrainer(
+        work,
+        train_loop_config={"spec": spec},
+        scaling_config=ScalingConfig(
+            num_workers=spec.workers, use_gpu="GPU" in spec.resources, resources_per_worker=spec.resources
+        ),
+        run_config=RunConfig(
+            name=spec.run_name,
+            storage_path=str(spec.folder),
+            failure_config=FailureConfig(
+                max_failures=spec.max_retries, controller_failure_limit=_PLACEMENT_ATTEMPTS
+            ),
+            worker_runtime_env={
+                "env_vars": {
+                    "OMP_NUM_THREADS": threads,
+                    "MKL_NUM_THREADS": threads,
+                    # Without it cuBLAS may give other bits on other runs.
+                    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+                }
+            },
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    ).fit()
+
+
+def work(config: dict[str, Any]) -> None:
+    """The train function of every worker of a lane: ask, run, say how it went, until there is nothing left."""
+    import ray
+    import ray.train
+    import ray.train.torch
+    import torch
+    from ray.train.collective import broadcast_from_rank_zero
+
+    spec: LaneSpec = config["spec"]
+    session = ray.train.get_context()
+    context = WorkerContext(
+        rank=session.get_world_rank(),
+        world_size=session.get_world_size(),
+        device=str(ray.train.torch.get_device()),
+        threads=spec.threads,
+        deadline_s=spec.deadline_s,
+    )
+    torch.set_num_threads(spec.threads)
+    torch.backends.cudnn.benchmark = False
+    group = broadcast_from_rank_zero(uuid.uuid4().hex)
+    name = f"{ray.util.get_node_ip_address()}:{os.getpid()} {context.device}"
+    ray.get(
+        spec.queue.join.remote(
+            spec.lane, group, context.rank, context.world_size, name, ray.get_runtime_context().current_actor
+        )
+    )
+    turn = 0
+    while (assignment := ray.get(spec.queue.ask.remote(spec.lane, group, turn))).kind != "end":
+        if assignment.kind == "wait":
+            time.sleep(_ASK_AGAIN_S)
+            continue
+        _Turn(spec, context, group, turn).run(assignment.stage)
+        turn += 1
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One stage on one worker."""
+
+    spec: LaneSpec
+    context: WorkerContext
+    group: str
+    number: int
+
+    def run(self, stage: Stage) -> None:
+        if stage.kind == "measure" and self.context.rank > 0:
+            return  # a measurement has the machine for itself; the other workers wait for the next turn
+        try:
+            result = self._result(stage)
+        except StageInterrupted:
+            if self.context.rank == 0:
+                self._tell("interrupted", stage.digest)
+        except Exception as error:
+            self._give_up(error, stage)
+        else:
+            if self.context.rank == 0:
+                self._tell("finish", stage.digest, result)
+        finally:
+            _free_memory(self.context.device)
+
+    def _result(self, stage: Stage) -> dict[str, Any]:
+        context = self.context if stage.kind == "train" else WorkerContext(
+            device=self.context.device, threads=self.context.threads, deadline_s=self.context.deadline_s
+        )
+        runner = _resolve(getattr(self.spec.runners, stage.kind))
+        # Ray Train gives each worker a private folder of the session as its working directory.
+        with tempfile.TemporaryDirectory(prefix="stage-", dir=Path.cwd()) as scratch, self._reporter() as reporter:
+            report = reporter.report if self.context.rank == 0 else _ignore
+            io = StageIO(self.spec.store, Path(scratch), report=report, should_stop=reporter.should_stop)
+            return runner(stage, context, io)
+
+    def _reporter(self) -> Reporter:
+        return Reporter(lambda progress: self._tell("beat", progress))
+
+    def _give_up(self, error: Exception, stage: Stage) -> None:
+        expected = isinstance(error, SlimvitError | ValueError | OSError)
+        failed = self._tell("fail", self.number, self.context.rank, explain(error))
+        if stage.kind == "measure" or self.context.world_size == 1:
+            return
+        # The others may hang in a collective that this worker never joins. If all gave up at the same place, the
+        # process group is sound; otherwise it is not, and Ray Train must start it anew.
+        patience = time.monotonic() + _GIVE_UP_TOGETHER_S
+        while expected and failed < self.context.world_size and time.monotonic() < patience:
+            time.sleep(_ASK_AGAIN_S)
+            failed = self._tell("fail", self.number, self.context.rank, "")
+        if not expected or failed < self.context.world_size:
+            raise error
+
+    def _tell(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self.spec.queue, method).remote(self.spec.lane, self.group, *arguments))
+
+
+def explain(error: BaseException) -> str:
+    """Why a stage failed, for people: our own messages as they are, a full traceback for what nobody foresaw."""
+    if isinstance(error, SlimvitError):
+        return error.message
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"the GPU's memory does not suffice ({str(error).splitlines()[0]}). Lower `training.micro_batch` (the "
+            "result stays the same, gradients are accumulated) or `training.batch_size`"
+        )
+    if isinstance(error, ValueError | OSError):
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{error} ({type(error).__name__} in {'/'.join(Path(where.filename).parts[-3:])}:{where.lineno})"
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _resolve(name: str) -> Callable[..., dict[str, Any]]:
+    module, _, function = name.partition(":")
+    resolved: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
+    return resolved
+
+
+def _free_memory(device: str) -> None:
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        with contextlib.suppress(RuntimeError):  # a broken GPU context shows itself in the next stage
+            torch.cuda.empty_cache()
+
+
+def _ignore(progress: object) -> None:
+    """Only the first worker speaks for its group."""
