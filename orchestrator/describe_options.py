@@ -33,6 +33,8 @@ def type_in_words(schema: Mapping[str, Any]) -> str:
     """A JSON Schema as people say it."""
     if "$ref" in schema:
         return f"[{schema['$ref'].rpartition('/')[2]}]"
+    if schema.get("title") == "AnyStrategy":
+        return "[AnyStrategy]"
     if "const" in schema:
         return f"`{as_yaml(schema['const'])}`"
     if "enum" in schema:

@@ -25,7 +25,7 @@ def json_schema(strategy_types: Iterable[type[StrategyConfig]]) -> dict[str, Any
     options = list(strategy_types)
     models: list[type[BaseModel]] = [Experiment, *options]
     references, collected = models_json_schema([(model, "validation") for model in models])
-    definitions: dict[str, Any] = collected["$defs"]
+    definitions: dict[str, Any] = _with_strategies(collected["$defs"])
     definitions["AnyStrategy"] = _any_strategy(options, references, definitions)
     name = references[(Experiment, "validation")]["$ref"].rpartition("/")[2]
     whole = definitions.pop(name)
@@ -61,6 +61,17 @@ def _any_strategy(options: list[type[StrategyConfig]], references: Any, definiti
     }
 
 
+def _with_strategies(schema: Any) -> Any:
+    """The same schema with references where `specs.strategy.AnyStrategy` left its place."""
+    if isinstance(schema, list):
+        return [_with_strategies(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("title") == "AnyStrategy":
+        return {"$ref": "#/$defs/AnyStrategy"}
+    return {key: _with_strategies(value) for key, value in schema.items()}
+
+
 def _with_extends(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "properties": {"extends": _EXTENDS, **schema["properties"]}}
 
@@ -69,11 +80,12 @@ def _difference(schema: Any) -> Any:
     """The same schema for a file that extends another: no key is required but those that tell kinds apart."""
     if isinstance(schema, list):
         return [_difference(item) for item in schema]
+    if isinstance(schema, str) and schema.startswith("#/$defs/"):
+        return f"{schema}Difference"
     if not isinstance(schema, dict):
         return schema
     result = {key: _difference(value) for key, value in schema.items() if key != "required"}
     kept = [key for key in schema.get("required", []) if key in ("name", "kind")]
     if kept and "properties" in schema and "const" in schema["properties"][kept[0]]:
         result["required"] = kept
-    reference = result.get("$ref")
-    return {**result, "$ref": f"{reference}Difference"} if isinstance(reference, str) else result
+    return result

@@ -50,6 +50,7 @@ def _typed(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationIn
 AnyStrategy = Annotated[
     SerializeAsAny[StrategyConfig],
     WrapValidator(_typed),
-    WithJsonSchema({"$ref": "#/$defs/AnyStrategy"}),
+    WithJsonSchema({"title": "AnyStrategy", "type": "object", "required": ["name"]}),
 ]
-"""One entry of a `strategies` list. `specs.load.json_schema` fills in the definition from the registered strategies."""
+"""One entry of a `strategies` list. `specs.load.json_schema` puts the registered strategies in the place of this schema,
+which it knows by its title."""

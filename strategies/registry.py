@@ -44,6 +44,12 @@ def names() -> list[str]:
     return sorted(_registered(tuple(sys.path)))
 
 
+def builtin_names() -> list[str]:
+    """Names of the strategies that slimvit itself brings, sorted."""
+    found = _registered(tuple(sys.path))
+    return sorted(n for n, entries in found.items() if any(e.dist and e.dist.name == "slimvit" for e in entries))
+
+
 def load(name: str) -> type[Strategy[Any]]:
     """Import the strategy of this name.
 
