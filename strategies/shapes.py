@@ -8,14 +8,19 @@ import torch
 from torch import nn
 
 
-def narrow_linear(layer: nn.Linear, *, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None) -> nn.Linear:
+def narrow_linear(
+    layer: nn.Linear, *, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None
+) -> nn.Linear:
     """A new linear layer with some outputs (rows) and inputs (columns) of another; index tensors, int64."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if rows is not None:
         weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
     if columns is not None:
         weight = weight.index_select(1, columns)
-    cut = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    # Without initialisation: it would draw from the random numbers that training is to see.
+    cut = nn.utils.skip_init(
+        nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype
+    )
     with torch.no_grad():
         cut.weight.copy_(weight)
         if bias is not None:
@@ -25,6 +30,7 @@ def narrow_linear(layer: nn.Linear, *, rows: torch.Tensor | None = None, columns
 
 def keep_heads(attn: Any, heads: torch.Tensor) -> None:
     """Physically keep some heads of a timm `Attention` (int64 indices, at least one); the head width stays."""
+    assert type(attn.norm) is nn.Identity, "a norm over the heads would have to be cut too (ModelFacts.can_prune)"
     E, H = attn.head_dim, attn.num_heads
     device = attn.qkv.weight.device
     channels = (heads.to(device)[:, None] * E + torch.arange(E, device=device)).flatten()
@@ -37,6 +43,7 @@ def keep_heads(attn: Any, heads: torch.Tensor) -> None:
 def keep_channels(mlp: Any, channels: torch.Tensor) -> None:
     """Physically keep some hidden channels of a timm `Mlp` (int64 indices, at least one)."""
     channels = channels.to(mlp.fc1.weight.device)
+    assert type(mlp.norm) is nn.Identity, "a norm over the channels would have to be cut too (ModelFacts.can_prune)"
     mlp.fc1, mlp.fc2 = narrow_linear(mlp.fc1, rows=channels), narrow_linear(mlp.fc2, columns=channels)
 
 

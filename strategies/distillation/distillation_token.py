@@ -1,4 +1,4 @@
-"""DeiT's distillation token: a second token and head that learn from the teacher while the class token learns labels."""
+"""DeiT's distillation token: a second token and head that learn from the teacher, the class token from labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pydantic import Field
 
 from specs.strategy import StrategyConfig
 from strategies.api import DISTILLATION_TOKEN, TEACHER_LOGITS, Claim, Claims, Strategy
-from strategies.distillation.classes import check_same_classes
 from strategies.facts import Facts
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ class DistillationTokenConfig(StrategyConfig):
 class DistillationToken(Strategy[DistillationTokenConfig]):
     """loss = (1 − alpha) · CE(class head, label) + alpha · distillation(distillation head, teacher).
 
-    In evaluation the answer is the mean of both heads' logits. Touvron et al. 2021, arXiv:2012.12877, section 4 (the paper
-    adds the two softmax outputs; its code, timm and this file average logits).
+    In evaluation the answer is the mean of both heads' logits. Touvron et al. 2021, arXiv:2012.12877, section 4 (the
+    paper adds the two softmax outputs; its code, timm and this file average logits).
 
     The token stands behind the network's own prefix tokens and is no patch: pooling never sees it, token reduction
     never touches it. It needs no class token: with average pooling the pooled patches take the class token's part. A
@@ -55,7 +54,6 @@ class DistillationToken(Strategy[DistillationTokenConfig]):
 
     def claims(self, facts: Facts) -> Claims:
         """Owns the distillation token, reads the teacher's logits."""
-        check_same_classes(self.name, facts)
         return Claims(
             owns=frozenset({Claim(DISTILLATION_TOKEN)}),
             needs=frozenset({Claim(TEACHER_LOGITS)}),
