@@ -45,8 +45,9 @@ class LossMeter:
             bad = [f"{n} = {v}" for n, v in zip(self.names, values, strict=True) if not math.isfinite(v)]
             if bad:
                 raise SlimvitError(
-                    f"stage `{self.label}`: the loss is not finite at step {step}: {', '.join(bad)}. The last checkpoint "
-                    "before it is kept. Lower `optimizer.lr`, lengthen the warm-up, set `clip_grad`, or use `fp32`."
+                    f"stage `{self.label}`: the loss is not finite at step {step}: {', '.join(bad)}. "
+                    "The last checkpoint before it is kept. "
+                    "Lower `optimizer.lr`, lengthen the warm-up, set `clip_grad`, or use `fp32`."
                 )
             for name, value in zip(self.names, values, strict=True):
                 self.sums[name] = self.sums.get(name, 0.0) + value

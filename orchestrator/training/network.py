@@ -138,7 +138,7 @@ def _check_fit(stage: TrainStage, facts: Facts, strategies: list[Strategy[Any]])
         if network.in_chans != channels:
             raise ValueError(
                 f"the {who} `{network.model}` takes {network.in_chans} channels, and `data.mean` has {channels}; "
-                f"set `in_chans: {channels}` in its `args`, or give `data.mean` and `data.std` {network.in_chans} values"
+                f"set `in_chans: {channels}` in its `args`, or give `data.mean` and `data.std` as many values"
             )
         if network.family == "vit" and network.image_size != stage.data.image_size:
             raise ValueError(

@@ -156,7 +156,8 @@ class ProgressStore:
             return Position(**content["position"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f"the checkpoint `{name}` belongs to another network or optimiser: {error}. Delete {folder} to begin anew."
+                f"the checkpoint `{name}` belongs to another network or optimiser: {error}. "
+                f"Delete {folder} to begin anew."
             ) from error
 
     def clear(self) -> None:

@@ -132,7 +132,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         for strategy in strategies:
             strategy.at(student, step / total_steps)
         schedule.step_update(step)
-        seed_all(derive(stage.seed, "step", step, group.rank))
+        seed_all(derive(stage.seed, "step", step, group.rank), device)
         for micro_step in range(accumulation):
             pixels, target = mixing(*next(batches), step)
             more_follow = micro_step + 1 < accumulation

@@ -39,6 +39,7 @@ class Normalize:
         self.std = torch.tensor(data.std).view(1, -1, 1, 1) * 255
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Normalise a batch."""
         return images.float().sub_(self.mean).div_(self.std)
 
 
