@@ -1,0 +1,297 @@
+"""The record in a real MLflow on SQLite: complete, without duplicates, whatever is replayed, repeated or killed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.execution.events import StageFailed, StageFinished, StageStarted
+from orchestrator.planning.plan import TrainStage
+from orchestrator.reporting import record
+from orchestrator.reporting.results import read_results, rows_by_column
+from orchestrator.reporting.tracking import Tracker
+from orchestrator.training.interface import Progress
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: MLflow takes seconds to make a fresh one."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(empty_database: Path, tmp_path: Path) -> str:
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def refuse(message: str) -> None:
+    pytest.fail(message)
+
+
+def tracker(lab: Any, uri: str, **options: Any) -> Tracker:
+    return Tracker(uri, lab.name, lab.plan, lab.experiment, **({"warn": refuse} | options))
+
+
+def events(lab: Any, stages: list[Any] | None = None) -> list[Any]:
+    """What a run of these stages says."""
+    said: list[Any] = []
+    for stage in stages or lab.plan.walk():
+        said.append(StageStarted(stage.digest, lane=0, attempt=1, at=0.0))
+        if isinstance(stage, TrainStage):
+            said.append(Progress("start", stage.digest))
+            said += [Progress(**line) for line in lab.history(stage)]
+        said.append(StageFinished(stage.digest, lane=0, seconds=1.0))
+    return said
+
+
+def query(uri: str, sql: str) -> list[tuple[Any, ...]]:
+    """Straight from the database, past MLflow's own views."""
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def runs(lab: Any, uri: str) -> dict[str, Any]:
+    """`kind:key` → run; two runs of one key fail the test."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(lab.name)
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    keys = Counter(f"{r.data.tags['slimvit.kind']}:{r.data.tags['slimvit.key']}" for r in found)
+    assert max(keys.values()) == 1
+    return {f"{r.data.tags['slimvit.kind']}:{r.data.tags['slimvit.key']}": r for r in found}
+
+
+def check_complete(lab: Any, uri: str) -> None:
+    """Everything of the store is there, once."""
+    found = runs(lab, uri)
+    plan = lab.plan
+    assert len(found) == 1 + len(plan.combinations) + len(plan.stages)
+    assert {r.info.status for r in found.values()} == {"FINISHED"}
+    assert query(uri, "select run_uuid, key, step, count(*) from metrics group by 1, 2, 3 having count(*) > 1") == []
+    parent = found[f"experiment:{plan.experiment}"]
+    owners = record.owners(plan)
+    rows = rows_by_column(plan, read_results(plan, lab.store))
+    for c in plan.combinations:
+        run = found[f"combination:{c.name} #{c.seed}"]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (run.data.params["merging"], run.data.params["seed"]) == (c.labels["merging"], str(c.seed))
+        expected = {k: r.value for k, r in rows[c.name, c.seed].items() if r.value is not None}
+        assert run.data.metrics == pytest.approx(expected)
+        stages = json.loads(run.data.tags["slimvit.stages"])
+        assert stages == {plan.stages[d].label: found[f"stage:{d}"].info.run_id for d in c.stages}
+    for digest, stage in plan.stages.items():
+        run = found[f"stage:{digest}"]
+        owner = owners[digest]
+        owner_run = found[f"combination:{owner.name} #{owner.seed}"]
+        assert run.data.tags["mlflow.parentRunId"] == owner_run.info.run_id
+        files = artefacts(run)
+        if isinstance(stage, TrainStage):
+            assert {"history.jsonl", "result.json", "stage.json", "checkpoint/model.safetensors"} <= files
+            assert run.data.params["training.optimizer.lr"] == "0.001"
+            curve = query(
+                uri,
+                f"select step, value from metrics where run_uuid='{run.info.run_id}' and key='val_top1' order by step",
+            )
+            assert curve == [(h["epoch"], h["values"]["val_top1"]) for h in lab.history(stage)]
+        else:
+            assert {"rows.json", "stage.json"} <= files
+    assert {"spec.yaml", "plan.json", "environment.json", "comparison.json", "comparison.csv"} <= artefacts(parent)
+
+
+def artefacts(run: Any) -> set[str]:
+    root = Path(run.info.artifact_uri.removeprefix("file://"))
+    return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def small(lab_of: Callable[..., Any]) -> Any:
+    return lab_of(seeds=(0, 1), merging=("none", "r2"), distill=("soft",))
+
+
+def test_live_then_synced_twice_then_replayed(small: Any, uri: str, tmp_path: Path) -> None:
+    small.finish()
+    report = tmp_path / "report.html"
+    report.write_text("<p>report</p>")
+    first = tracker(small, uri)
+    for event in events(small):
+        first.on_event(event)
+    assert first.sync(small.plan, small.store, report)
+    assert first.sync(small.plan, small.store, report)
+    first.close()
+    check_complete(small, uri)
+    before = query(uri, "select count(*) from metrics") + query(uri, "select count(*) from params")
+
+    again = tracker(small, uri)
+    for event in events(small):
+        again.on_event(event)
+    assert again.sync(small.plan, small.store, report)
+    again.close()
+    check_complete(small, uri)
+    assert before == query(uri, "select count(*) from metrics") + query(uri, "select count(*) from params")
+    parent = runs(small, uri)["experiment:lab"]
+    assert "report.html" in artefacts(parent)
+    spec = yaml.safe_load((Path(parent.info.artifact_uri.removeprefix("file://")) / "spec.yaml").read_text())
+    assert spec == small.experiment.model_dump(mode="json")
+
+
+def test_sync_alone_completes_what_was_never_seen_live(small: Any, uri: str) -> None:
+    small.finish()
+    late = tracker(small, uri)
+    assert late.sync(small.plan, small.store)
+    late.close()
+    check_complete(small, uri)
+
+
+def test_stages_are_recorded_as_they_finish(small: Any, uri: str) -> None:
+    teacher = next(small.plan.walk())
+    small.train(teacher)
+    live = tracker(small, uri, store=small.store)
+    for event in events(small, [teacher]):
+        live.on_event(event)
+    live.close()
+    run = runs(small, uri)[f"stage:{teacher.digest}"]
+    assert run.info.status == "FINISHED"
+    assert "checkpoint/model.safetensors" in artefacts(run)
+
+
+def test_killed_in_the_middle_and_gone_on(small: Any, uri: str) -> None:
+    """kill -9 leaves runs that say RUNNING; the next process goes on with them, and repeats epochs it replays."""
+    script = """
+        import sys, time
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[1])
+        from conftest import Lab
+        from orchestrator.execution.events import StageStarted
+        from orchestrator.reporting.tracking import Tracker
+        from orchestrator.training.interface import Progress
+        lab = Lab(Path(sys.argv[2]), seeds=(0, 1), merging=("none", "r2"), distill=("soft",))
+        tracker = Tracker(sys.argv[3], lab.name, lab.plan, lab.experiment)
+        stage = next(lab.plan.walk())
+        tracker.on_event(StageStarted(stage.digest, 0, 1, 0.0))
+        for line in lab.history(stage)[:2]:
+            tracker.on_event(Progress(**line))
+        tracker._background.call(lambda record: print("written", flush=True))
+        time.sleep(60)
+    """
+    arguments = [str(Path(__file__).parent), str(small.root), uri]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"written\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    stage = next(small.plan.walk())
+    left = runs(small, uri)
+    assert left[f"stage:{stage.digest}"].info.status == "RUNNING"
+    assert len(left) == 3
+
+    small.finish()
+    second = tracker(small, uri)
+    for event in events(small):
+        second.on_event(event)
+    assert second.sync(small.plan, small.store)
+    second.close()
+    check_complete(small, uri)
+    assert runs(small, uri)[f"stage:{stage.digest}"].info.run_id == left[f"stage:{stage.digest}"].info.run_id
+
+
+def test_values_that_are_no_numbers_are_not_sent(small: Any, uri: str) -> None:
+    stage = next(small.plan.walk())
+    live = tracker(small, uri)
+    live.on_event(StageStarted(stage.digest, 0, 1, 0.0))
+    live.on_event(Progress("epoch", stage.digest, epoch=1, values={"loss": math.nan, "lr": math.inf, "val_top1": 7.0}))
+    live.close()
+    assert query(uri, "select key, value, step, is_nan from metrics") == [("val_top1", 7.0, 1, 0)]
+
+
+def test_stopped_and_failed_runs_say_so_until_they_finish(small: Any, uri: str) -> None:
+    teacher, student = list(small.plan.walk())[:2]
+    live = tracker(small, uri)
+    live.on_event(StageStarted(teacher.digest, 0, 1, 0.0))
+    live.on_event(StageStarted(student.digest, 0, 1, 0.0))
+    live.on_event(StageFailed(student.digest, "the loss is NaN at step 3"))
+    live.close()
+    found = runs(small, uri)
+    assert found[f"stage:{teacher.digest}"].info.status == "KILLED"
+    assert found[f"stage:{student.digest}"].info.status == "FAILED"
+    combination = found["combination:merging=none,distill=soft #0"]
+    assert combination.info.status == "FAILED"
+    assert "the loss is NaN at step 3" in combination.data.tags["slimvit.reason"]
+    small.finish()
+    later = tracker(small, uri)
+    assert later.sync(small.plan, small.store)
+    later.close()
+    check_complete(small, uri)
+    assert "slimvit.reason" not in runs(small, uri)["combination:merging=none,distill=soft #0"].data.tags
+
+
+def test_a_partly_finished_plan_is_recorded_as_far_as_it_is(small: Any, uri: str) -> None:
+    small.finish(measured=lambda c: c.seed == 0)
+    late = tracker(small, uri)
+    assert late.sync(small.plan, small.store)
+    late.close()
+    found = runs(small, uri)
+    assert found["experiment:lab"].info.status == "KILLED"
+    assert found["combination:merging=r2,distill=soft #0"].info.status == "FINISHED"
+    assert found["combination:merging=r2,distill=soft #1"].data.metrics == {}
+
+
+def test_another_plan_has_another_parent(small: Any, lab_of: Callable[..., Any], uri: str) -> None:
+    other = lab_of(seeds=(0,), merging=("none",), distill=("soft",))
+    assert record.plan_digest(other.plan) != record.plan_digest(small.plan)
+    for lab in (small, other):
+        live = tracker(lab, uri)
+        live.sync(lab.plan, lab.store)
+        live.close()
+    assert query(uri, "select count(*) from tags where key='slimvit.kind' and value='experiment'") == [(2,)]
+
+
+def test_a_dead_server_is_one_warning(small: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        warnings: list[str] = []
+        live = tracker(small, f"http://127.0.0.1:{taken.getsockname()[1]}", warn=warnings.append)
+        for event in events(small):
+            live.on_event(event)
+        assert not live.sync(small.plan, small.store)
+        live.close()
+    assert len(warnings) == 1
+    assert "cannot be written" in warnings[0]
+    assert "completes the record" in warnings[0]
+
+
+def test_a_fresh_database_is_made_with_its_folder(small: Any, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'new' / 'folder' / 'mlflow.db'}"
+    live = tracker(small, uri)
+    assert live.sync(small.plan, small.store)
+    live.close()
+    assert (tmp_path / "new" / "folder" / "mlflow-artifacts").is_dir()
+
+
+def test_long_parameters_point_to_their_artefact() -> None:
+    flat = record.parameters({"a": {"b": "x" * 7000, "c": [1, 2]}, "d": None, "e": {}})
+    assert flat == {"a.b": "(7000 characters; see stage.json)", "a.c": "[1, 2]", "d": "null", "e": "{}"}
