@@ -1,0 +1,144 @@
+"""Which network a stage starts from and who teaches: timm arguments completed from the data, checkpoints looked into."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.plan import NetworkSource
+from specs.data import DataSpec
+from specs.model import ModelSpec
+from strategies.catalog import facts_of, takes_image_size
+from strategies.facts import ModelFacts
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+"""Files of a slimvit checkpoint folder."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as planning knows it."""
+
+    source: NetworkSource
+    model: ModelSpec
+    """The timm network, its arguments complete."""
+    facts: ModelFacts
+    identity: dict[str, Any]
+    """What the network is, for digests: the digest of a stage, of a file, or the model itself."""
+    shapes: dict[int, tuple[int, int]]
+    """Block → (heads, MLP width) where a checkpoint was pruned."""
+
+
+def student_model(spec: ModelSpec, data: DataSpec, num_classes: int) -> ModelSpec:
+    """A student's network with `num_classes`, `in_chans` and `img_size` from the data.
+
+    Raises:
+        ValueError: if the spec's own arguments contradict the data.
+    """
+    classes = spec.args.get("num_classes", num_classes)
+    if classes != num_classes:
+        raise ValueError(
+            f"`{spec.model}` is given `num_classes: {classes}`, but the data has {num_classes} classes. "
+            "Way out: leave `num_classes` out; it is set from the data."
+        )
+    return _completed(spec, data, {"num_classes": num_classes})
+
+
+def teacher_model(spec: ModelSpec, data: DataSpec, num_classes: int) -> ModelSpec:
+    """A teacher's network. Published weights keep the classes that they were trained on: a fresh head teaches nothing.
+
+    Raises:
+        ValueError: if the spec's own arguments contradict the data.
+    """
+    own = facts_of(spec).num_classes if spec.pretrained else num_classes
+    return _completed(spec, data, {"num_classes": spec.args.get("num_classes", own)})
+
+
+def _completed(spec: ModelSpec, data: DataSpec, classes: dict[str, Any]) -> ModelSpec:
+    channels = len(data.mean)
+    args = {**spec.args, **classes}
+    if args.setdefault("in_chans", channels) != channels:
+        raise ValueError(
+            f"`{spec.model}` is given `in_chans: {args['in_chans']}`, but `data.mean` has {channels} values. "
+            "Way out: leave `in_chans` out; it is set from the data."
+        )
+    if takes_image_size(spec.model):
+        side = args.setdefault("img_size", data.image_size)
+        if side not in (data.image_size, [data.image_size, data.image_size]):
+            raise ValueError(
+                f"`{spec.model}` is given `img_size: {side}`, but `data.image_size` is {data.image_size}. "
+                "Way out: leave `img_size` out; it is set from the data."
+            )
+    return spec.model_copy(update={"args": args})
+
+
+def from_timm(model: ModelSpec, data: DataSpec) -> Network:
+    """A network from timm, its arguments complete."""
+    return Network(
+        NetworkSource(model=model), model, facts_at(model, data), {"model": model.model_dump(mode="json")}, {}
+    )
+
+
+def facts_at(model: ModelSpec, data: DataSpec) -> ModelFacts:
+    """Facts of a network on the data's images. Networks without a size of their own take whatever comes."""
+    facts = facts_of(model)
+    return facts if takes_image_size(model.model) else replace(facts, image_size=data.image_size)
+
+
+def from_checkpoint(path: str, model: ModelSpec | None, data: DataSpec) -> Network:
+    """A network from a slimvit checkpoint folder, or from a file of timm's weights for `model`.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it cannot be read, or a file comes without its model.
+    """
+    where = Path(path).expanduser().absolute()
+    if where.is_dir():
+        described, shapes, digest = _folder(where)
+        source = NetworkSource(checkpoint=str(where))
+        return Network(source, described, facts_at(described, data), {"checkpoint": digest}, shapes)
+    if not where.is_file():
+        raise ValueError(
+            f"there is no checkpoint `{where}`. Way out: a folder with `{WEIGHTS}` and `{DESCRIPTION}`, "
+            "or a `.safetensors` file of timm weights."
+        )
+    if model is None:
+        raise ValueError(f"`{where}` is a file of weights. Way out: name its network too, as `model`.")
+    # The weights are in the file; published ones need not be downloaded first.
+    bare = model.model_copy(update={"pretrained": False})
+    identity = {"checkpoint": _sha256(where, _stamp(where)), "model": bare.model_dump(mode="json")}
+    return Network(NetworkSource(checkpoint=str(where), model=bare), bare, facts_at(bare, data), identity, {})
+
+
+def _folder(folder: Path) -> tuple[ModelSpec, dict[int, tuple[int, int]], str]:
+    missing = [name for name in (WEIGHTS, DESCRIPTION) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"`{folder}` is no slimvit checkpoint: it lacks `{missing[0]}`. Way out: the folder of a finished training "
+            "stage, or a `.safetensors` file with `model`."
+        )
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        model = ModelSpec.model_validate(described["model"])
+        shapes = {int(block): (int(h), int(m)) for block, (h, m) in described["shapes"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"`{folder / DESCRIPTION}` cannot be read: {error!r}. Way out: write the checkpoint again."
+        ) from error
+    files = [_sha256(path, _stamp(path)) for path in (folder / DESCRIPTION, folder / WEIGHTS)]
+    return model, shapes, hashlib.sha256("".join(files).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@cache
+def _sha256(path: Path, stamp: tuple[int, int]) -> str:
+    """Digest of a file; `stamp` makes the cache forget files that change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
