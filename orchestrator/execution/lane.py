@@ -89,9 +89,7 @@ def drive(spec: LaneSpec) -> None:
         run_config=RunConfig(
             name=spec.run_name,
             storage_path=str(spec.folder),
-            failure_config=FailureConfig(
-                max_failures=spec.max_retries, controller_failure_limit=_PLACEMENT_ATTEMPTS
-            ),
+            failure_config=FailureConfig(max_failures=spec.max_retries, controller_failure_limit=_PLACEMENT_ATTEMPTS),
             worker_runtime_env={
                 "env_vars": {
                     "OMP_NUM_THREADS": threads,
@@ -123,7 +121,6 @@ def work(config: dict[str, Any]) -> None:
         deadline_s=spec.deadline_s,
     )
     torch.set_num_threads(spec.threads)
-    torch.backends.cudnn.benchmark = False
     group = broadcast_from_rank_zero(uuid.uuid4().hex)
     name = f"{ray.util.get_node_ip_address()}:{os.getpid()} {context.device}"
     ray.get(
@@ -166,8 +163,12 @@ class _Turn:
             _free_memory(self.context.device)
 
     def _result(self, stage: Stage) -> dict[str, Any]:
-        context = self.context if stage.kind == "train" else WorkerContext(
-            device=self.context.device, threads=self.context.threads, deadline_s=self.context.deadline_s
+        context = (
+            self.context
+            if stage.kind == "train"
+            else WorkerContext(
+                device=self.context.device, threads=self.context.threads, deadline_s=self.context.deadline_s
+            )
         )
         runner = _resolve(getattr(self.spec.runners, stage.kind))
         # Ray Train gives each worker a private folder of the session as its working directory.

@@ -117,10 +117,8 @@ class StageQueue:
 
     # What workers call.
 
-    def join(
-        self, lane: int, group: str, rank: int, world_size: int, worker: str, handle: Any = None
-    ) -> None:
-        """A worker of a group is ready. What the group before it held is handed to it as its first turn, unless it
+    def join(self, lane: int, group: str, rank: int, world_size: int, worker: str, handle: Any = None) -> None:
+        """A worker of a group is ready. What the group before it held is handed to it in its first turn, unless it
         has been tried often enough. `handle` is what `QueueState.stuck` gives back."""
         place = self._lanes[lane]
         if group in place.retired:
@@ -139,11 +137,13 @@ class StageQueue:
         if turn < len(place.turns):
             return place.turns[turn]
         assert turn == len(place.turns), f"turn {turn} asked for before turn {len(place.turns)}"
-        if place.stage is not None:  # another worker of the group is still at the turn before
+        if place.stage is not None and place.turns:  # another worker of the group is still at the turn before
             return _WAIT
         if self._stopping:
+            place.stage = None
             return _END
-        digest = self._choose(lane)
+        # A stage without a turn was held by the group before this one.
+        digest = place.stage or self._choose(lane)
         if digest is None:
             return self._idle(place)
         return self._assign(lane, digest)
@@ -207,6 +207,10 @@ class StageQueue:
         for digest in self._stages:
             if not self._settled(digest) and all(parent in self._finished for parent in self._stages[digest].parents):
                 self._give_up(digest, reason)
+
+    def holds(self, lane: int) -> str | None:
+        """Digest of the stage that a lane holds."""
+        return self._lanes[lane].stage
 
     def poll(self) -> QueueState:
         """What happened since the last call, and how things stand."""
@@ -296,12 +300,10 @@ class StageQueue:
         digest, place.stage = place.stage, None
         self._retire(place)
         place.group = group
-        if digest is None:
-            return
-        if self._attempts[digest] > self._max_retries:
+        if digest is not None and self._attempts[digest] > self._max_retries:
             self._give_up(digest, self._died(digest, "see the worker's log in the Ray dashboard"))
-        elif not self._stopping:
-            self._assign(lane, digest)
+        else:
+            place.stage = digest
 
     def _retire(self, place: _Lane) -> None:
         if place.group is not None:

@@ -136,7 +136,7 @@ def test_rivals_commit_the_same_name(store: LocalStore, tmp_path: Path) -> None:
     def commit(source: Path) -> None:
         try:
             store.commit("stages/a", source)
-        except BaseException as error:  # noqa: BLE001 - handed to the assertion below
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=commit, args=(source,)) for source in sources]

@@ -1,0 +1,47 @@
+"""What fits where, before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import ResourceError
+from orchestrator.execution.admission import admit
+from specs.resources import ResourcesSpec
+
+LAPTOP = {"CPU": 8.0, "memory": 1e9}
+GPU_NODE = {"CPU": 16.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes", "stages", "lanes"),
+    [
+        ({}, [LAPTOP], 100, 8),
+        ({}, [LAPTOP], 3, 3),
+        ({"cpus_per_worker": 4}, [LAPTOP], 100, 2),
+        ({"lanes": 2}, [LAPTOP], 100, 2),
+        ({"workers": 3}, [LAPTOP], 100, 2),
+        ({"cpus_per_worker": 5}, [LAPTOP, LAPTOP], 100, 2),
+        ({"gpus_per_worker": 1}, [GPU_NODE, LAPTOP], 100, 4),
+        ({"gpus_per_worker": 0.1}, [GPU_NODE], 100, 16),
+        ({"gpus_per_worker": 0.1}, [{"CPU": 64.0, "GPU": 1.0}], 100, 10),
+        ({"workers": 4, "gpus_per_worker": 1}, [GPU_NODE, GPU_NODE], 100, 2),
+    ],
+)
+def test_lanes(spec: dict, nodes: list, stages: int, lanes: int) -> None:
+    assert admit(ResourcesSpec(**spec), nodes, stages=stages).lanes == lanes
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes", "says"),
+    [
+        ({"gpus_per_worker": 1}, [LAPTOP], ["1 GPU", "8 CPUs and 0 GPUs on 1 node", "gpus_per_worker` to 0"]),
+        ({"workers": 9}, [LAPTOP], ["9 workers of 1 CPU", "holds 8", "resources.workers"]),
+        ({"cpus_per_worker": 9}, [LAPTOP, LAPTOP], ["1 worker of 9 CPUs", "16 CPUs", "2 nodes", "holds 0"]),
+        ({"lanes": 9}, [LAPTOP], ["resources.lanes: 9", "at most 8"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_way_out(spec: dict, nodes: list, says: list[str]) -> None:
+    with pytest.raises(ResourceError) as caught:
+        admit(ResourcesSpec(**spec), nodes, stages=4)
+    for words in says:
+        assert words in str(caught.value)

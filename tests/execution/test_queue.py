@@ -1,0 +1,317 @@
+"""The queue's promises: no stage twice, measurements alone, failures stay below, everything settles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.execution.events import LaneUp, StageFailed, StageFinished, StageSkipped, StageStarted
+from orchestrator.execution.queue import DEADLINE_GRACE_S, IDLE_LANE_S, StageQueue
+from orchestrator.planning.plan import MeasureStage, NetworkSource, Stage, TrainStage
+from specs.data import Sample
+from specs.measurement import MeasurementSpec
+from specs.model import ModelSpec
+from specs.training import TrainingSpec
+
+DATA = Sample(kind="sample")
+
+
+def train(name: str, *parents: str, epochs: int = 1) -> TrainStage:
+    return TrainStage(
+        digest=name,
+        label=name,
+        digest_parts={},
+        parents=parents,
+        student=NetworkSource(model=ModelSpec(model="vit_tiny_patch16_224")),
+        teacher=None,
+        strategies=(),
+        training=TrainingSpec(epochs=epochs),
+        data=DATA,
+        num_classes=10,
+        seed=0,
+    )
+
+
+def measure(parent: str) -> MeasureStage:
+    return MeasureStage(
+        digest=f"m-{parent}",
+        label=parent,
+        digest_parts={},
+        parents=(parent,),
+        measurement=MeasurementSpec(),
+        data=DATA,
+        num_classes=10,
+        input_size=28,
+    )
+
+
+def plan(*stages: Stage) -> dict[str, Stage]:
+    return {stage.digest: stage for stage in stages}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Lane:
+    """One lane with one worker."""
+
+    def __init__(self, queue: StageQueue, number: int = 0, group: str = "g") -> None:
+        self.queue, self.number, self.group, self.turn = queue, number, f"{group}{number}", 0
+        queue.join(number, self.group, 0, 1, "host:1 cpu", f"worker-{self.group}")
+
+    def ask(self) -> str:
+        assignment = self.queue.ask(self.number, self.group, self.turn)
+        if assignment.kind != "run":
+            return assignment.kind
+        assert assignment.stage is not None
+        self.turn += 1
+        return assignment.stage.digest
+
+    def finish(self, digest: str) -> None:
+        self.queue.finish(self.number, self.group, digest, {})
+
+    def fail(self, reason: str = "broken") -> int:
+        return self.queue.fail(self.number, self.group, self.turn - 1, 0, reason)
+
+
+def kinds(queue: StageQueue, kind: type) -> list:
+    return [event for event in queue.poll().events if isinstance(event, kind)]
+
+
+def test_parents_first_and_shared_stage_once() -> None:
+    queue = StageQueue(plan(train("teacher"), train("a", "teacher"), train("b", "teacher")), num_lanes=2)
+    one, two = Lane(queue, 0), Lane(queue, 1)
+    assert one.ask() == "teacher"
+    assert two.ask() == "wait"
+    one.finish("teacher")
+    assert {one.ask(), two.ask()} == {"a", "b"}
+    assert one.ask() == "wait", "a lane that holds a stage gets no other"
+    one.finish("a")
+    assert one.ask() == "end", "what is left is held by the other lane"
+
+
+def test_done_stages_are_not_handed_out() -> None:
+    queue = StageQueue(plan(train("teacher"), train("a", "teacher")), done=["teacher", "elsewhere"])
+    assert queue.poll().unsettled == 1
+    assert Lane(queue).ask() == "a"
+
+
+def test_the_longest_chain_goes_first() -> None:
+    queue = StageQueue(plan(train("short", epochs=3), train("head"), train("long", "head", epochs=9)))
+    assert Lane(queue).ask() == "head"
+
+
+def test_several_lanes_train_first_and_measure_alone() -> None:
+    queue = StageQueue(plan(train("a"), train("b"), measure("a"), measure("b")), num_lanes=2)
+    one, two = Lane(queue, 0), Lane(queue, 1)
+    assert (one.ask(), two.ask()) == ("a", "b")
+    one.finish("a")
+    assert one.ask() == "wait", "b is still training"
+    two.finish("b")
+    assert two.ask() == "m-a"
+    assert one.ask() == "wait", "the machine is being measured"
+    two.finish("m-a")
+    assert one.ask() == "m-b"
+
+
+def test_one_lane_measures_as_soon_as_it_can() -> None:
+    queue = StageQueue(plan(train("a"), train("b"), measure("a"), measure("b")))
+    lane = Lane(queue)
+    order = []
+    while (digest := lane.ask()) != "end":
+        order.append(digest)
+        lane.finish(digest)
+    assert order == ["a", "m-a", "b", "m-b"]
+
+
+def test_a_failure_takes_its_descendants_and_nothing_else() -> None:
+    queue = StageQueue(plan(train("a"), train("b"), train("c", "a"), measure("c"), measure("b")))
+    lane = Lane(queue)
+    assert lane.ask() == "a"
+    assert lane.fail("the reason") == 1
+    events = queue.poll().events
+    assert StageFailed("a", "the reason") in events
+    assert [e for e in events if isinstance(e, StageSkipped)] == [StageSkipped("c", "a"), StageSkipped("m-c", "a")]
+    rest = []
+    while (digest := lane.ask()) != "end":
+        rest.append(digest)
+        lane.finish(digest)
+    assert rest == ["b", "m-b"]
+    assert queue.poll().unsettled == 0
+
+
+def test_a_new_group_goes_on_with_the_stage_of_the_old_one() -> None:
+    queue = StageQueue(plan(train("a"), train("b")), num_lanes=2, max_retries=1)
+    old, other = Lane(queue, 0), Lane(queue, 1)
+    held = old.ask()
+    new = Lane(queue, 0, group="second")
+    assert other.ask() != held
+    assert new.ask() == held
+    started = [e for e in kinds(queue, StageStarted) if e.stage == held]
+    assert [e.attempt for e in started] == [1, 2]
+    assert old.ask() == "end", "the old group is dead; a late message from it changes nothing"
+    old.finish(held)
+    assert queue.poll().busy[0] == held
+    new.finish(held)
+    assert 0 not in queue.poll().busy
+
+
+def test_too_many_deaths_fail_the_stage_and_the_lane_goes_on() -> None:
+    queue = StageQueue(plan(train("a", epochs=5), train("b")), max_retries=1)
+    assert Lane(queue, group="1-").ask() == "a"
+    assert Lane(queue, group="2-").ask() == "a"
+    assert Lane(queue, group="3-").ask() == "b"
+    (failed,) = kinds(queue, StageFailed)
+    assert "died 2 times" in failed.reason
+    assert "max_retries: 1" in failed.reason
+
+
+def test_a_lost_lane_gives_its_stage_back() -> None:
+    queue = StageQueue(plan(train("a")), num_lanes=2, max_retries=1)
+    one, two = Lane(queue, 0), Lane(queue, 1)
+    assert one.ask() == "a"
+    assert two.ask() == "end"
+    queue.lost(0, "node gone")
+    assert Lane(queue, 1, group="again").ask() == "a"
+    queue.lost(1, "node gone too")
+    (failed,) = kinds(queue, StageFailed)
+    assert "node gone too" in failed.reason
+
+
+def test_without_lanes_everything_that_is_left_fails() -> None:
+    queue = StageQueue(plan(train("a"), train("b", "a"), train("c")))
+    queue.abandon("no worker starts")
+    assert queue.poll().unsettled == 0
+
+
+def test_every_worker_of_a_group_gets_the_same_turn() -> None:
+    queue = StageQueue(plan(train("a"), measure("a"), train("b", "a")))
+    queue.join(0, "g", 1, 2, "host:2")
+    assert kinds(queue, LaneUp) == []
+    queue.join(0, "g", 0, 2, "host:1")
+    assert kinds(queue, LaneUp) == [LaneUp(0, ("host:1", "host:2"))]
+    assert queue.ask(0, "g", 0) == queue.ask(0, "g", 0)
+    assert queue.ask(0, "g", 1).kind == "wait", "rank 1 is ahead; rank 0 has not reported yet"
+    queue.finish(0, "g", "a", {})
+    assert queue.ask(0, "g", 1).stage.digest == "m-a"
+    queue.finish(0, "g", "m-a", {})
+    assert queue.ask(0, "g", 2).stage.digest == "b"
+    assert queue.ask(0, "g", 1).stage.digest == "m-a", "a slow rank hears of a turn that is over"
+    assert queue.fail(0, "g", 2, 1, "first") == 1
+    assert queue.fail(0, "g", 2, 1, "again") == 1
+    assert queue.fail(0, "g", 2, 0, "second") == 2
+    assert [e.reason for e in kinds(queue, StageFailed)] == ["first"]
+
+
+def test_stop_saves_and_ends() -> None:
+    queue = StageQueue(plan(train("a"), train("b")))
+    lane = Lane(queue)
+    held = lane.ask()
+    assert queue.beat(0, "g0") is False
+    queue.stop()
+    assert queue.beat(0, "g0") is True
+    queue.interrupted(0, "g0", held)
+    assert lane.ask() == "end"
+    state = queue.poll()
+    assert (state.unsettled, state.wanted, dict(state.busy)) == (2, 0, {})
+    assert not any(isinstance(e, StageFailed) for e in state.events)
+
+
+def test_deadline_stops_then_kills() -> None:
+    clock = Clock()
+    queue = StageQueue(plan(train("a"), train("b")), deadline_s=120.0, clock=clock)
+    lane = Lane(queue)
+    first = lane.ask()
+    clock.now = 119
+    assert queue.beat(0, "g0") is False
+    clock.now = 121
+    assert queue.beat(0, "g0") is True
+    queue.interrupted(0, "g0", first)
+    (failed,) = kinds(queue, StageFailed)
+    assert "stage_deadline_minutes: 2" in failed.reason
+    lane.ask()
+    clock.now += 120 + DEADLINE_GRACE_S + 1
+    state = queue.poll()
+    assert state.stuck == ("worker-g0",)
+    assert [e.stage for e in queue.poll().events if isinstance(e, StageFailed)] != [first]
+
+
+def test_an_idle_lane_frees_its_resources_and_comes_back() -> None:
+    clock = Clock()
+    queue = StageQueue(plan(train("t"), train("a", "t"), train("b", "t")), num_lanes=2, clock=clock)
+    one, two = Lane(queue, 0), Lane(queue, 1)
+    one.ask()
+    assert two.ask() == "wait"
+    assert queue.poll().wanted == 1
+    clock.now = IDLE_LANE_S + 1
+    assert two.ask() == "end"
+    one.finish("t")
+    assert queue.poll().wanted == 2
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Sequence[Stage]:
+    """Random trees of train stages, some of them measured."""
+    stages: list[Stage] = []
+    for i in range(draw(st.integers(1, 8))):
+        parents = draw(st.sets(st.integers(0, i - 1), max_size=2)) if i else set()
+        stages.append(train(f"t{i}", *(f"t{p}" for p in sorted(parents)), epochs=draw(st.integers(0, 3))))
+    return stages + [measure(s.digest) for s in stages if draw(st.booleans())]
+
+
+@settings(max_examples=150, deadline=None)
+@given(graphs(), st.integers(1, 4), st.integers(0, 2), st.data())
+def test_whatever_happens_every_stage_settles_once(
+    stages: Sequence[Stage], num_lanes: int, max_retries: int, data: st.DataObject
+) -> None:
+    by_digest = plan(*stages)
+    queue = StageQueue(by_digest, num_lanes=num_lanes, max_retries=max_retries)
+    lanes = [Lane(queue, n) for n in range(num_lanes)]
+    holds: dict[int, str] = {}
+    finished: set[str] = set()
+    events = []
+    for life in range(1000):
+        state = queue.poll()
+        events += state.events
+        if not state.unsettled:
+            break
+        number = data.draw(st.integers(0, num_lanes - 1))
+        lane = lanes[number]
+        if number not in holds:
+            answer = lane.ask()
+            if answer == "end":
+                lanes[number] = Lane(queue, number, group=f"{life}-")
+            elif answer != "wait":
+                assert answer not in holds.values(), "handed out twice at once"
+                assert answer not in finished, "handed out again"
+                assert finished.issuperset(by_digest[answer].parents)
+                holds[number] = answer
+                if any(by_digest[d].kind == "measure" for d in holds.values()):
+                    assert len(holds) == 1, "a measurement is alone"
+            continue
+        outcome = data.draw(st.sampled_from(["finish", "finish", "finish", "fail", "die", "lose"]))
+        digest = holds.pop(number)
+        if outcome == "finish":
+            lane.finish(digest)
+            finished.add(digest)
+        elif outcome == "fail":
+            lane.fail()
+        elif outcome == "die":
+            lanes[number] = Lane(queue, number, group=f"{life}-")
+            if queue.holds(number) == digest:
+                assert lanes[number].ask() == digest
+                holds[number] = digest
+        else:
+            queue.lost(number, "gone")
+            lanes[number] = Lane(queue, number, group=f"{life}-")
+    else:
+        pytest.fail("the queue does not settle")
+    settled = [e.stage for e in events if isinstance(e, StageFinished | StageFailed | StageSkipped)]
+    assert sorted(settled) == sorted(by_digest), "each stage settles exactly once"
