@@ -136,8 +136,9 @@ class VisionTransformerStudent(Student):
             images: [B, channels, side, side], normalised.
         """
         model = self.model
-        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-        state = State(x, model.num_prefix_tokens)
+        embedded = model._pos_embed(model.patch_embed(images))
+        state = State(model.norm_pre(model.patch_drop(embedded)), model.num_prefix_tokens)
+        del embedded  # no name keeps earlier tokens alive: memory peaks in the first block
         for seam in self.embedding:
             state = seam(state)
         out = Output(images.new_empty(0), num_prefix_tokens=state.num_prefix_tokens)

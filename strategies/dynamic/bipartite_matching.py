@@ -83,10 +83,10 @@ def merge(x: Tensor, size: Tensor | None, matching: Matching) -> tuple[Tensor, T
     batch = torch.arange(B, device=x.device).unsqueeze(1)
     tokens = x.reshape(B * N, D)
     y = tokens.index_select(0, (kept + batch * N).flatten())
-    y = y * (size_kept / total).to(x.dtype).view(-1, 1)
+    y = y.mul_((size_kept / total).to(x.dtype).view(-1, 1))
     share = (size_merged / total.gather(1, into)).to(x.dtype).view(-1, 1)
     taken = tokens.index_select(0, (merged + batch * N).flatten()) * share
-    y = y.index_add(0, (into + batch * kept.shape[1]).flatten(), taken)
+    y = y.index_add_(0, (into + batch * kept.shape[1]).flatten(), taken)
     return y.view(B, -1, D), total.unsqueeze(-1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
@@ -25,7 +25,7 @@ class EarlyExit(Strategy["EarlyExit.Config"]):
 
     kind = "dynamic"
     paper = "Bakhtiarnia et al. 2021, arXiv:2106.15183; distillation as in LGViT, Xu et al. 2023, arXiv:2308.00255"
-    neutral = {"threshold": 1.0}
+    neutral: ClassVar = {"threshold": 1.0}
     examples = (
         {"blocks": [1]},
         {"blocks": [0, 2], "threshold": 0.15, "distill": "last"},

@@ -48,7 +48,7 @@ def confidence(logits: Tensor) -> Tensor:
 def exit_cross_entropy(exits: Mapping[int, Tensor], target: Tensor, depth: int) -> Tensor:
     """Σ over exits of (block + 1) / depth · cross-entropy: the deeper the exit, the more it counts.
 
-    Source: arXiv:2308.00255 weighs exits by their block's number; the sum is scaled so that the final head's weight is 1.
+    Source: arXiv:2308.00255 weighs exits by their block's number; here scaled so that the final head's weight is 1.
 
     Args:
         exits: block, counted from 0 → logits [B, C].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
@@ -27,7 +27,7 @@ class TokenMerging(Strategy["TokenMerging.Config"]):
 
     kind = "dynamic"
     paper = "Bolya et al. 2023, arXiv:2210.09461"
-    neutral = {"r": 0}
+    neutral: ClassVar = {"r": 0}
     examples = ({"r": 8}, {"r": [0, 12, 12, 4]}, {"r": 6, "inflect": -0.5, "blocks": [1, 2, 3], "prop_attn": False})
 
     class Config(StrategyConfig):
