@@ -1,0 +1,110 @@
+"""An experiment by its spec file, or by the name under which earlier runs left its plan in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster.local import LocalStore
+from cluster.storage import ArtifactStore
+from orchestrator.errors import StoreError, UsageError
+from orchestrator.planning.make import make_plan
+from orchestrator.planning.plan import Plan
+from specs.experiment import Experiment, StorageSpec
+from specs.load import SpecDocument, load
+from specs.problems import nearest
+from specs.strategy import RESOLVER_KEY
+from strategies import registry
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+class Found(NamedTuple):
+    """An experiment, ready to be read."""
+
+    plan: Plan
+    experiment: Experiment
+    store: ArtifactStore
+
+
+def find_plan(name_or_spec: str, store_root: Path | None = None, assignments: Sequence[str] = ()) -> Found:
+    """Find an experiment.
+
+    Args:
+        name_or_spec: a spec file, or the name of an experiment; of a name the latest run's plan is taken.
+        store_root: the artefact store; `None` = the spec's, or for a name `slimvit-store` in the current folder.
+        assignments: `PATH=VALUE` each, for a spec file.
+
+    Raises:
+        UsageError: if there is no such file or experiment, or assignments go with a name.
+        SpecProblems, PlanError: if the spec is wrong.
+        StoreError: if the stored plan is damaged.
+    """
+    path = Path(name_or_spec).expanduser()
+    if path.suffix in _SUFFIXES or path.is_file():
+        return _from_spec(path, store_root, assignments)
+    if assignments:
+        raise UsageError(
+            f"`--set` changes a spec, but `{name_or_spec}` is the name of a finished experiment. Name the spec file "
+            "instead, or leave `--set` out."
+        )
+    return _from_store(name_or_spec, LocalStore(store_root or Path(StorageSpec().root)))
+
+
+def experiments(store: ArtifactStore) -> list[str]:
+    """Names of the experiments that have been run on a store, sorted."""
+    return sorted({name.split("/")[1] for name in store.names("plans")})
+
+
+def latest_experiment(store: LocalStore) -> Experiment:
+    """The experiment that was run last on a store.
+
+    Raises:
+        UsageError: if none was.
+        StoreError: if what it left is damaged.
+    """
+    runs = sorted(store.names("plans"), key=lambda name: name.rsplit("/", 1)[-1])
+    if not runs:
+        raise UsageError(f"the store {store.root} has no experiment. Run a spec first, or name another store.")
+    return _read(store, runs[-1]).experiment
+
+
+def load_spec(path: Path, assignments: Sequence[str]) -> SpecDocument:
+    """A spec file with the strategies that are installed.
+
+    Raises:
+        SpecProblems: if the spec is wrong.
+    """
+    return load(path, assignments, resolver=registry.resolver)
+
+
+def _from_spec(path: Path, store_root: Path | None, assignments: Sequence[str]) -> Found:
+    document = load_spec(path, assignments)
+    experiment = document.experiment
+    return Found(make_plan(document), experiment, LocalStore(store_root or Path(experiment.storage.root)))
+
+
+def _from_store(name: str, store: LocalStore) -> Found:
+    known = experiments(store)
+    if name not in known:
+        near = nearest(name, known)
+        raise UsageError(
+            f"there is no spec file `{name}`, and the store {store.root} has no experiment of that name"
+            + (f"; did you mean `{near}`? " if near else ". ")
+            + (f"It has: {', '.join(known)}." if known else "It has none. Run a spec first, or name it with `--store`.")
+        )
+    return _read(store, list(store.names(f"plans/{name}"))[-1])  # sorted, and they begin with a timestamp
+
+
+def _read(store: LocalStore, name: str) -> Found:
+    context = {RESOLVER_KEY: registry.resolver}
+    try:
+        folder = store.fetch(name)
+        plan = Plan.model_validate_json((folder / "plan.json").read_bytes(), context=context)
+        experiment = Experiment.model_validate_json((folder / "experiment.json").read_bytes(), context=context)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"the plan `{name}` in {store.root} cannot be read: {error}. Name the spec file instead."
+        ) from error
+    return Found(plan, experiment, store)
