@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from orchestrator.execution.admission import Admission, admit
 from orchestrator.execution.events import Event, LaneDown, RunStarted, StageFailed, StageFinished, StageSkipped
 from orchestrator.execution.lane import LaneSpec, Runners, drive
 from orchestrator.execution.queue import QueueState, StageQueue
+from orchestrator.planning import status
 from orchestrator.planning.plan import Plan, Stage
 from specs.experiment import Experiment
 
@@ -44,6 +46,8 @@ class RunSummary:
     """Digest → digest of the failed stage that it needs."""
     interrupted: bool = False
     """Whether it was stopped before everything was settled; another run goes on."""
+    logs: Path | None = None
+    """Ray's logs, kept because a worker group broke down."""
     seconds: float = 0.0
 
 
@@ -74,18 +78,19 @@ def run(
         ResourceError: if the cluster is unreachable, or does not have what `resources` asks for.
     """
     began = time.monotonic()
-    done = [digest for digest in plan.stages if store.committed(f"stages/{digest}")]
-    to_run = {digest: stage for digest, stage in plan.stages.items() if digest not in set(done)}
-    summary = RunSummary(done_before=done)
+    finished = status.finished(plan, store)
+    missing = status.to_run(plan, finished)
+    to_run = {digest: stage for digest, stage in plan.stages.items() if digest in missing}
+    summary = RunSummary(done_before=[digest for digest in plan.stages if digest in finished])
     if not to_run:
-        on_event(RunStarted((), tuple(done), lanes=0, dashboard_url=None))
+        on_event(RunStarted((), tuple(summary.done_before), lanes=0, dashboard_url=None))
         summary.seconds = time.monotonic() - began
         return summary
     try:
         with connect(address, num_cpus=num_cpus) as cluster:
             admission = admit(experiment.resources, _nodes(), stages=_parallel_stages(to_run))
-            on_event(RunStarted(tuple(to_run), tuple(done), admission.lanes, cluster.dashboard_url))
-            _Run(plan, experiment, store, runners, cluster, admission, on_event, should_stop, summary).watch()
+            on_event(RunStarted(tuple(to_run), tuple(summary.done_before), admission.lanes, cluster.dashboard_url))
+            _Run(plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary).watch()
     except ClusterUnreachable as error:
         raise ResourceError(str(error)) from error
     summary.seconds = time.monotonic() - began
@@ -98,6 +103,7 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
+        to_run: Collection[str],
         experiment: Experiment,
         store: ArtifactStore,
         runners: Runners,
@@ -114,7 +120,7 @@ class _Run:
         self._deadline_s = None if minutes is None else minutes * 60
         self._queue = _queue_actor(
             plan.stages,
-            summary.done_before,
+            [digest for digest in plan.stages if digest not in to_run],
             num_lanes=admission.lanes,
             max_retries=self._resources.max_retries,
             deadline_s=self._deadline_s,
@@ -205,7 +211,11 @@ class _Run:
             del self._threads[lane]
             reason = None if error is None else _reason(error)
             if reason is not None:
-                self._cluster.keep_folder = self._cluster.started
+                if self._cluster.started:
+                    self._cluster.keep_folder, self._summary.logs = (
+                        True,
+                        self._cluster.folder / "session_latest" / "logs",
+                    )
                 self._barren += 1
                 ray.get(self._queue.lost.remote(lane, reason))
                 if self._barren > self._resources.max_retries + self._admission.lanes:

@@ -1,0 +1,208 @@
+"""`slimvit run`: from a spec file to the comparison, from wherever the last run left it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from cluster.local import LocalStore
+from orchestrator.errors import Interrupted, StageFailed, StoreError
+from orchestrator.execution import driver
+from orchestrator.execution.events import Event
+from orchestrator.execution.interrupt import StopOnSignal
+from orchestrator.execution.live import make_view
+from orchestrator.planning.describe import as_text
+from orchestrator.planning.make import make_plan
+from orchestrator.planning.plan import Plan
+from orchestrator.planning.status import finished, to_run
+from specs.experiment import Experiment
+from specs.load import load
+from strategies import registry
+
+if TYPE_CHECKING:
+    from orchestrator.reporting.tracking import Tracker
+
+MOST_STAGES_SHOWN = 60
+"""A larger plan's tree is not printed before the run; `slimvit plan` shows it."""
+
+
+def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, plain: bool) -> None:
+    """Run what is not finished, keep the record, and show the comparison.
+
+    A finished spec runs nothing and loads neither Ray, torch nor (if its record is complete) MLflow.
+
+    Args:
+        spec: the spec file.
+        assignments: `PATH=VALUE` each.
+        address: of a running Ray cluster; `None` starts one on this machine.
+        plain: plain lines instead of the live view.
+
+    Raises:
+        SpecProblems, PlanError: if the spec is wrong.
+        StoreError: if the store cannot be written or an artefact is damaged.
+        ResourceError: if the cluster lacks what the spec asks for.
+        StageFailed: if a stage failed; everything that could finish is finished and shown before.
+        Interrupted: after Ctrl-C; the same command goes on.
+    """
+    document = load(spec, assignments, resolver=registry.resolver)
+    plan, experiment = make_plan(document), document.experiment
+    store = LocalStore(Path(experiment.storage.root))
+    console = Console(highlight=False)
+    missing = to_run(plan, finished(plan, store))
+    try:
+        store.prepare()
+        commit_plan(plan, experiment, store)
+    except OSError as error:
+        raise StoreError(str(error)) from error
+
+    _show_plan(plan, experiment, console)
+    addresses = [f"MLflow  {experiment.tracking.uri}", f"Store   {store.root}"]
+    console.print("\n".join(addresses), soft_wrap=True)
+    record = _RecordMark(plan, experiment, store)
+    if missing:
+        record.invalidate()
+    tracker = None if record.complete else _tracker(plan, experiment, store, console)
+    summary = driver.RunSummary()
+    try:
+        if missing:
+            summary = _watched(plan, experiment, store, address, plain, console, addresses, tracker)
+        if not summary.interrupted:
+            report = _show_comparison(plan, experiment, store, summary, console)
+            if tracker is not None and tracker.sync(plan, store, report) and not summary.failed:
+                record.set()
+    finally:
+        if tracker is not None:
+            tracker.close()
+    console.print(f"Record: slimvit ui {shlex.quote(str(spec))}", soft_wrap=True)
+    _raise_if_unfinished(plan, summary)
+
+
+def commit_plan(plan: Plan, experiment: Experiment, store: LocalStore) -> None:
+    """Keep plan and resolved spec in the store, so that results can be found by the experiment's name.
+
+    The artefact is `plans/<experiment>/<UTC time>-<digest>`; repeating the latest run adds none.
+    """
+    files = {"plan.json": plan.model_dump_json(indent=1), "experiment.json": experiment.model_dump_json(indent=1)}
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
+    earlier = list(store.names(f"plans/{plan.experiment}"))
+    if earlier and earlier[-1].endswith(f"-{digest}"):
+        return
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    _commit(store, f"plans/{plan.experiment}/{now}-{digest}", files)
+
+
+class _RecordMark:
+    """A note in the store that MLflow has everything, so that a finished spec need not ask it."""
+
+    def __init__(self, plan: Plan, experiment: Experiment, store: LocalStore) -> None:
+        from orchestrator.reporting.record import sqlite_file
+
+        self._uri, self._store = experiment.tracking.uri, store
+        self._file = sqlite_file(self._uri)
+        where = [str(self._file or self._uri), experiment.tracking.experiment or experiment.name]
+        content = json.dumps([*where, plan.model_dump_json(), experiment.model_dump_json()])
+        self._name = f"records/{hashlib.sha256(content.encode()).hexdigest()}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether MLflow has everything, as far as can be told without asking."""
+        return self._store.committed(self._name) and (self._file is None or self._file.is_file())
+
+    def set(self) -> None:
+        """MLflow has everything now."""
+        if not self._store.committed(self._name):
+            _commit(self._store, self._name, {"record.json": json.dumps({"tracking": self._uri})})
+
+    def invalidate(self) -> None:
+        """There will be more to record."""
+        self._store.delete(self._name)
+
+
+def _watched(
+    plan: Plan,
+    experiment: Experiment,
+    store: LocalStore,
+    address: str | None,
+    plain: bool,
+    console: Console,
+    addresses: Sequence[str],
+    tracker: Tracker | None,
+) -> driver.RunSummary:
+    """Run the missing stages, under the eyes of a person and of the record."""
+    view = make_view(plan, console, addresses, plain=plain)
+
+    def on_event(event: Event) -> None:
+        view.on_event(event)
+        if tracker is not None:
+            tracker.on_event(event)
+
+    with StopOnSignal(on_first=view.stopping) as stop, view:
+        return driver.run(plan, experiment, store=store, address=address, on_event=on_event, should_stop=stop)
+
+
+def _tracker(plan: Plan, experiment: Experiment, store: LocalStore, console: Console) -> Tracker:
+    from orchestrator.reporting.tracking import Tracker
+
+    def warn(message: str) -> None:
+        console.print(f"[yellow]warning:[/] {message}", soft_wrap=True)
+
+    name = experiment.tracking.experiment or experiment.name
+    return Tracker(experiment.tracking.uri, name, plan, experiment, store=store, warn=warn)
+
+
+def _show_plan(plan: Plan, experiment: Experiment, console: Console) -> None:
+    if len(plan.stages) <= MOST_STAGES_SHOWN:
+        console.print(as_text(plan, experiment), markup=False, soft_wrap=True)
+    else:
+        console.print(
+            f"{len(plan.combinations)} combinations, {len(plan.stages)} stages instead of {plan.stages_alone()}; "
+            "`slimvit plan` shows them"
+        )
+
+
+def _show_comparison(
+    plan: Plan, experiment: Experiment, store: LocalStore, summary: driver.RunSummary, console: Console
+) -> Path:
+    """Print the table, write the report; returns the report's path."""
+    from orchestrator.reporting.command import write_report
+    from orchestrator.reporting.compare import compare
+    from orchestrator.reporting.table import table
+
+    comparison = compare(plan, store, failures=summary.failed)
+    console.print(table(comparison, console.width))
+    report = write_report(comparison, plan, experiment, store)
+    console.print(f"Report: {report}", soft_wrap=True)
+    return report
+
+
+def _raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:
+    if summary.interrupted:
+        raise Interrupted(
+            f"stopped with {len(summary.done_before) + len(summary.finished)} of {len(plan.stages)} stages finished; "
+            "the progress of the others is saved. Run the same command to go on"
+        )
+    if summary.failed:
+        reasons = "\n".join(f"  {plan.stages[d].label} ({d[:10]}): {reason}" for d, reason in summary.failed.items())
+        skipped = f"; {len(summary.skipped)} that need them were skipped" if summary.skipped else ""
+        raise StageFailed(
+            f"{len(summary.failed)} of {len(plan.stages)} stages failed{skipped}. What could finish is finished.\n"
+            f"{reasons}\nRun the same command to try them again"
+            + (f". Ray's logs are in {summary.logs}" if summary.logs else "")
+        )
+
+
+def _commit(store: LocalStore, name: str, files: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="slimvit-") as scratch:
+        folder = Path(scratch) / "artefact"
+        folder.mkdir()
+        for file, text in files.items():
+            (folder / file).write_text(text, encoding="utf-8")
+        store.commit(name, folder)

@@ -1,0 +1,187 @@
+"""Plans on real Ray clusters: lanes, deaths, failures, stops, and the run that has nothing to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.local import LocalStore
+from orchestrator.errors import ResourceError
+from orchestrator.execution import driver
+from orchestrator.execution.events import Event, LaneUp, StageStarted
+from orchestrator.training.interface import Progress
+from tests.execution import plans
+from tests.execution.plans import digest, experiment, measure, plan, train
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """Addresses of a cluster with 2 CPUs that outlives the runs on it."""
+    head = subprocess.Popen(
+        [sys.executable, "-m", "tests.execution.head", "2"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert head.stdin is not None
+    assert head.stdout is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        yield json.loads(head.stdout.readline())
+    head.stdin.close()
+    head.wait(30)
+
+
+class Run:
+    """A run on a cluster, and everything it said."""
+
+    def __init__(self, root: Path, made: plans.Plan, address: str | None, **resources: object) -> None:
+        self.store = LocalStore(root)
+        self.events: list[Event] = []
+        self.summary = driver.run(
+            made,
+            experiment(**resources),
+            store=self.store,
+            address=address,
+            on_event=self.events.append,
+            runners=plans.RUNNERS,
+        )
+
+    def result(self, label: str) -> dict:
+        return json.loads((self.store.fetch(f"stages/{digest(label)}") / "result.json").read_text())
+
+    def attempts(self, label: str) -> list[int]:
+        return [e.attempt for e in self.events if isinstance(e, StageStarted) and e.stage == digest(label)]
+
+
+@pytest.mark.ray
+def test_two_lanes(cluster: dict[str, str], tmp_path: Path) -> None:
+    teacher, a, b = "steps=12 kill=6", "steps=21", "steps=22"
+    wrong, wrong_child, odd, deadly = "steps=1 fail=DataError", "child=1", "steps=1 fail=RuntimeError", "always_kill=1"
+    made = plan(
+        train(teacher, epochs=9),
+        train(a, teacher, epochs=5),
+        train(b, teacher, epochs=5),
+        train(wrong),
+        train(wrong_child, wrong),
+        train(odd),
+        train(deadly, a),
+        *(measure(label) for label in (a, b, wrong)),
+    )
+    run = Run(tmp_path, made, cluster["address"], max_retries=1)
+    summary = run.summary
+
+    good = [teacher, a, b, f"measure {a}", f"measure {b}"]
+    assert sorted(summary.finished) == sorted(digest(label) for label in good)
+    assert set(summary.failed) == {digest(wrong), digest(odd), digest(deadly)}
+    assert summary.failed[digest(wrong)] == f"no images for {wrong}", "a user's mistake has no traceback"
+    assert "Traceback" in summary.failed[digest(odd)]
+    assert "died 2 times" in summary.failed[digest(deadly)]
+    assert summary.skipped == {digest(wrong_child): digest(wrong), digest(f"measure {wrong}"): digest(wrong)}
+
+    assert run.attempts(teacher) == [1, 2], "killed once, begun again once, and then shared"
+    assert run.result(teacher)["resumed"] == 5, "it goes on from the last committed progress"
+    assert run.attempts(wrong) == [1]
+    assert run.attempts(a) == run.attempts(b) == [1]
+
+    one, two = run.result(a), run.result(b)
+    assert one["pid"] != two["pid"]
+    assert max(one["began"], two["began"]) < min(one["ended"], two["ended"]), "two lanes at the same time"
+    spans = sorted((run.result(label)["began"], run.result(label)["ended"]) for label in good)
+    for label in (f"measure {a}", f"measure {b}"):
+        mine = (run.result(label)["began"], run.result(label)["ended"])
+        assert all(other == mine or other[1] <= mine[0] or other[0] >= mine[1] for other in spans)
+
+
+@pytest.mark.ray
+def test_a_group_of_two_workers(cluster: dict[str, str], tmp_path: Path) -> None:
+    broken, fine = "steps=1 fail=RuntimeError fail_rank=1", "steps=3"
+    run = Run(tmp_path, plan(train(broken, epochs=5), train(fine), measure(fine)), cluster["address"], workers=2)
+    assert set(run.summary.failed) == {digest(broken)}, "one rank failed and the other hung: only this stage is lost"
+    assert run.result(fine)["world_size"] == 2
+    groups = [e.workers for e in run.events if isinstance(e, LaneUp)]
+    assert [len(workers) for workers in groups] == [2, 2], "the group was started anew"
+    assert len(run.summary.finished) == 2
+
+
+@pytest.mark.ray
+def test_ctrl_c_saves_and_another_run_goes_on(cluster: dict[str, str], tmp_path: Path) -> None:
+    label = "steps=400"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.execution.interrupted", str(tmp_path), label],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "stepping\n":
+        assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert output.splitlines()[-1] == "interrupted=True finished=0"
+
+    kept = list(LocalStore(tmp_path).names("progress"))
+    step = max(int(name.rsplit("/", 1)[1]) for name in kept)
+    assert 3 <= step < 400
+    store = LocalStore(tmp_path)
+    seen: list[Progress] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Progress):
+            seen.append(event)
+
+    summary = driver.run(
+        plan(train(label)),
+        experiment(),
+        store=store,
+        address=cluster["address"],
+        on_event=watch,
+        should_stop=lambda: any(progress.kind == "step" for progress in seen),
+        runners=plans.RUNNERS,
+    )
+    assert summary.interrupted
+    assert seen[0] == Progress("resumed", digest(label), step=step)
+
+
+@pytest.mark.ray
+def test_what_the_cluster_lacks(cluster: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="has 2 CPUs and 0 GPUs on 1 node"):
+        Run(tmp_path, plan(train("steps=1")), cluster["address"], gpus_per_worker=1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
+def test_an_unreachable_cluster(tmp_path: Path, address: str) -> None:
+    with pytest.raises(ResourceError, match="`.*127.0.0.1|nonsense"):
+        Run(tmp_path, plan(train("steps=1")), address)
+
+
+def test_a_finished_plan_needs_no_ray(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "result.json").write_text("{}")
+    LocalStore(tmp_path / "store").commit(f"stages/{digest('steps=1')}", source)
+    code = (
+        "import sys; from pathlib import Path; from cluster.local import LocalStore\n"
+        "from orchestrator.execution import driver; from tests.execution import plans\n"
+        "summary = driver.run(plans.plan(plans.train('steps=1')), plans.experiment(), store=LocalStore(Path(sys.argv[1])))\n"
+        "assert len(summary.done_before) == 1 and not summary.finished\n"
+        "print([m for m in ('ray', 'torch', 'mlflow') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "store")]
+    assert subprocess.check_output(command, cwd=ROOT, env=ENVIRONMENT, text=True) == "[]\n"
