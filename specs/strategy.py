@@ -52,5 +52,5 @@ AnyStrategy = Annotated[
     WrapValidator(_typed),
     WithJsonSchema({"title": "AnyStrategy", "type": "object", "required": ["name"]}),
 ]
-"""One entry of a `strategies` list. `specs.load.json_schema` puts the registered strategies in the place of this schema,
-which it knows by its title."""
+"""One entry of a `strategies` list. `specs.load.json_schema` puts the registered strategies in the place of this
+schema, which it knows by its title."""

@@ -22,7 +22,7 @@ Value: TypeAlias = "Scalar | dict[str, Value] | list[Value]"
 """What JSON can say."""
 
 MAX_DEPTH = 40
-MAX_NODES = 200_000
+MAX_NODES = 50_000
 """Bounds on what aliases can expand to; real specs stay a hundred times below."""
 
 

@@ -63,7 +63,7 @@ def load(name: str) -> type[Strategy[Any]]:
             f"there is no strategy `{name}`", f"Registered strategies: {listed(known)}.", nearest(name, known)
         )
     if len(found) > 1:
-        owners = " and ".join(_owner(entry) for entry in found)
+        owners = " and ".join(sorted(_owner(entry) for entry in found))
         raise StrategyUnavailable(
             f"two packages offer a strategy `{name}`: {owners}", "Uninstall one of them, or rename its entry point."
         )
