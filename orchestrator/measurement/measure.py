@@ -1,0 +1,326 @@
+"""Measure one network, beside its baseline, into metric rows. The stage and the command both come here.
+
+The order matters: what is counted needs no quiet machine and runs while the memory probes do; nothing is timed before
+every probe has ended; batches that memory did not hold are not timed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from safetensors.torch import save_file
+from torch import Tensor
+
+from orchestrator.measurement import compute, memory, timing
+from orchestrator.measurement.conditions import Settings, in_force
+from orchestrator.measurement.network import Recipe
+from orchestrator.measurement.precision import DTYPES
+from orchestrator.measurement.samples import summary, thinned
+from specs.metrics import MetricRow, row
+from strategies.backbone import Student
+
+STUDENT, BASELINE = "student", "baseline"
+LATENCIES = frozenset({"latency_ms", "latency_p95_ms", "latency_ratio"})
+THROUGHPUTS = frozenset({"throughput", "throughput_ratio"})
+MEMORIES = frozenset({"peak_memory_mib", "peak_memory_ratio"})
+MEASURABLE = (
+    *("params", "macs", "throughput", "latency_ms", "latency_p95_ms", "peak_memory_mib", "checkpoint_mib"),
+    *("throughput_ratio", "latency_ratio", "params_ratio", "macs_ratio", "peak_memory_ratio", "checkpoint_ratio"),
+)
+"""Metrics of a network that need neither labels nor training."""
+
+
+@dataclass
+class Subject:
+    """A network that is measured."""
+
+    recipe: Recipe
+    network: Student
+    macs: float | None
+    """MACs of one image if all images cost the same."""
+    params: int
+    checkpoint: int
+    """Bytes of the file that holds its weights."""
+
+
+@dataclass
+class Measurement:
+    """One run of the clock and the counters.
+
+    Attributes:
+        student: the network; built here, so that it is moved and converted without harm to anyone.
+        baseline: its reference, or `None`.
+        no_baseline: why there is none.
+        images: real (or random) images [B, C, side, side], float32 on CPU.
+        images_are: what they are, for the conditions: `256 validation images`.
+        settings: how it is timed.
+        wanted: names of metrics.
+    """
+
+    student: Recipe
+    baseline: Recipe | None
+    no_baseline: str
+    images: Tensor
+    images_are: str
+    settings: Settings
+    wanted: frozenset[str] = frozenset(MEASURABLE)
+    rows: list[MetricRow] = field(default_factory=list)
+
+    def run(self) -> list[MetricRow]:
+        """Take all wanted metrics, each once (at each batch size) or with the reason why not."""
+        self.subjects = self._build()
+        self.varied = self.subjects[STUDENT].macs is None
+        with ExitStack() as cleanup, in_force(self.settings) as environment:
+            self.conditions = {**environment, "images": self.images_are, "input_size": self.images.shape[-1]}
+            probes = self._start_probes(cleanup)
+            self._count()
+            does_not_fit = self._peak_memory(probes, cleanup)
+            self._time(does_not_fit)
+        return self.rows
+
+    def _build(self) -> dict[str, Subject]:
+        recipes = {STUDENT: self.student}
+        if self.baseline is not None and any(name.endswith("_ratio") for name in self.wanted):
+            recipes[BASELINE] = self.baseline
+        return {who: _subject(recipe, tuple(self.images.shape[1:])) for who, recipe in recipes.items()}
+
+    # What is counted
+
+    def _count(self) -> None:
+        params = {who: float(s.params) for who, s in self.subjects.items()}
+        self._add("params", params[STUDENT], self._counted())
+        self._add_ratio("params_ratio", params, self._counted())
+        if self.wanted & {"macs", "macs_ratio"}:
+            macs = {who: self._macs(s) for who, s in self.subjects.items()}
+            values = {who: sum(m) / len(m) for who, m in macs.items()}
+            samples = macs[STUDENT] if self.varied else []
+            self._add("macs", values[STUDENT], self._counted(), samples)
+            self._add_ratio("macs_ratio", values, self._counted())
+        size = {who: s.checkpoint / compute.MIB for who, s in self.subjects.items()}
+        self._add("checkpoint_mib", size[STUDENT], self._counted())
+        self._add_ratio("checkpoint_ratio", size, self._counted())
+
+    def _macs(self, subject: Subject) -> list[float]:
+        if subject.macs is not None:
+            return [subject.macs]
+        network = subject.network.to(self.settings.device)
+        return compute.macs_of_images(network, self.images.to(self.settings.device))
+
+    def _counted(self) -> dict[str, JsonValue]:
+        return {"counting": compute.RULE, "images": self.images_are, "input_size": self.images.shape[-1]}
+
+    # Memory
+
+    def _start_probes(self, cleanup: ExitStack) -> dict[str, memory.Probe]:
+        """On CPU, start a fresh process for each network at the largest batch size."""
+        if self.settings.device.type != "cpu" or not self.wanted & MEMORIES:
+            return {}
+        self.images_file: Path | None = None
+        if self.varied:
+            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+            self.images_file = folder / "images.safetensors"
+            save_file({"images": self.images}, self.images_file)
+        return {who: self._probe(who, max(self.settings.batch_sizes), cleanup) for who in self.subjects}
+
+    def _probe(self, who: str, batch_size: int, cleanup: ExitStack) -> memory.Probe:
+        job = memory.ProbeJob(
+            recipe=self.subjects[who].recipe,
+            batch_size=batch_size,
+            input_shape=tuple(self.images.shape[1:]),
+            images=self.images_file,
+            precision=self.settings.precision,
+            threads=self.settings.threads,
+        )
+        probe = memory.Probe(job)
+        cleanup.callback(probe.stop)
+        return probe
+
+    def _peak_memory(self, probes: Mapping[str, memory.Probe], cleanup: ExitStack) -> dict[str, set[int]]:
+        """Peak at the largest batch size that fits. Returns network → batch sizes that did not fit."""
+        does_not_fit: dict[str, set[int]] = {who: set() for who in self.subjects}
+        if not self.wanted & MEMORIES:
+            return does_not_fit
+
+        def peak(who: str, batch_size: int) -> memory.Memory:
+            if self.settings.device.type == "cuda":
+                return self._peak_on_gpu(who, batch_size)
+            started = probes[who]
+            return (started if started.batch_size == batch_size else self._probe(who, batch_size, cleanup)).result()
+
+        for batch_size in sorted(set(self.settings.batch_sizes), reverse=True):
+            at = {"batch_size": batch_size}
+            found: dict[str, memory.Memory] = {}
+            why: dict[str, str] = {}
+            for who in self.subjects:
+                try:
+                    found[who] = peak(who, batch_size)
+                except timing.DoesNotFit as error:
+                    does_not_fit[who].add(batch_size)
+                    why[who] = str(error)
+                except (memory.MemoryUnreadable, RuntimeError) as error:
+                    why[who] = str(error)
+            values = {who: m.peak / compute.MIB for who, m in found.items()}
+            conditions = self.conditions | at
+            if STUDENT in found:
+                parts = {
+                    "weights": found[STUDENT].weights / compute.MIB,
+                    "activations": found[STUDENT].activations / compute.MIB,
+                }
+                self._add("peak_memory_mib", values[STUDENT], conditions, parts=parts)
+            else:
+                self._add("peak_memory_mib", None, conditions, reason=why[STUDENT])
+            self._add_ratio("peak_memory_ratio", values, conditions, why)
+            if STUDENT in found or batch_size not in does_not_fit[STUDENT]:
+                break
+        return does_not_fit
+
+    def _peak_on_gpu(self, who: str, batch_size: int) -> memory.Memory:
+        network = self._ready(who)
+        with timing.out_of_memory_as_result(batch_size):
+            return memory.peak_on_gpu(network, network, self._batches(batch_size))
+
+    # Time
+
+    def _time(self, does_not_fit: Mapping[str, set[int]]) -> None:
+        if not self.wanted & (LATENCIES | THROUGHPUTS):
+            return
+        networks = {who: self._compiled(self._ready(who)) for who in self.subjects}
+        if self.wanted & LATENCIES:
+            self._latency(*self._blocks(networks, 1, does_not_fit, one_by_one=True))
+        if self.wanted & THROUGHPUTS:
+            for batch_size in dict.fromkeys(self.settings.batch_sizes):
+                blocks, why = self._blocks(networks, batch_size, does_not_fit, one_by_one=False)
+                self._throughput(batch_size, blocks, why)
+
+    def _blocks(
+        self,
+        networks: Mapping[str, timing.Network],
+        batch_size: int,
+        does_not_fit: Mapping[str, set[int]],
+        *,
+        one_by_one: bool,
+    ) -> tuple[dict[str, list[timing.Block]], dict[str, str]]:
+        """Blocks of the networks that could be timed, and the reasons of those that could not."""
+        able, why = dict(networks), {}
+        for who, network in networks.items():
+            try:
+                if batch_size in does_not_fit[who]:
+                    raise timing.DoesNotFit(batch_size)
+                with torch.inference_mode(), timing.out_of_memory_as_result(batch_size):
+                    network(self._batches(batch_size)[0])
+            except RuntimeError as error:  # a kernel that this format lacks, a compiler that is not there, …
+                why[who] = str(error).strip().splitlines()[0]
+                del able[who]
+        if STUDENT not in able:
+            return {}, why
+        batches = self._batches(batch_size)
+        return timing.time_alternately(able, batches, self.settings.seconds, one_by_one=one_by_one), why
+
+    def _latency(self, blocks: Mapping[str, Sequence[timing.Block]], why: Mapping[str, str]) -> None:
+        conditions = self.conditions | {"batch_size": 1}
+        ms = {who: [1000 * s for b in taken for s in b.seconds] for who, taken in blocks.items()}
+        found = {who: summary(times) for who, times in ms.items()}
+        if STUDENT in found:
+            self._add("latency_ms", found[STUDENT]["p50"], conditions, ms[STUDENT])
+            self._add("latency_p95_ms", found[STUDENT]["p95"], conditions, ms[STUDENT])
+        else:
+            self._add("latency_ms", None, conditions, reason=why[STUDENT])
+            self._add("latency_p95_ms", None, conditions, reason=why[STUDENT])
+        medians = {who: [summary(b.seconds)["p50"] for b in taken] for who, taken in blocks.items()}
+        self._add_paired_ratio("latency_ratio", medians, conditions, why)
+
+    def _throughput(
+        self, batch_size: int, blocks: Mapping[str, Sequence[timing.Block]], why: Mapping[str, str]
+    ) -> None:
+        conditions = self.conditions | {"batch_size": batch_size}
+        speed = {who: [b.calls * batch_size / b.total for b in taken] for who, taken in blocks.items()}
+        if STUDENT in speed:
+            self._add("throughput", summary(speed[STUDENT])["p50"], conditions, speed[STUDENT])
+        else:
+            self._add("throughput", None, conditions, reason=why[STUDENT])
+        self._add_paired_ratio("throughput_ratio", speed, conditions, why)
+
+    def _ready(self, who: str) -> Student:
+        """The network on its device and in its precision."""
+        return self.subjects[who].network.to(self.settings.device, DTYPES[self.settings.precision])
+
+    def _compiled(self, network: Student) -> timing.Network:
+        return torch.compile(network, dynamic=None if self.varied else False) if self.settings.compile else network
+
+    def _batches(self, batch_size: int) -> list[Tensor]:
+        images = self.images if self.varied else self.images[:batch_size]
+        images = images.to(self.settings.device, DTYPES[self.settings.precision])
+        return timing.batches_of(images, batch_size, varied=self.varied)
+
+    # Rows
+
+    def _add(
+        self,
+        name: str,
+        value: float | None,
+        conditions: Mapping[str, JsonValue],
+        samples: Sequence[float] = (),
+        *,
+        reason: str | None = None,
+        parts: Mapping[str, float] | None = None,
+    ) -> None:
+        if name in self.wanted:
+            statistics = {**summary(samples), **(parts or {})}
+            self.rows.append(
+                row(
+                    name,
+                    value,
+                    samples=thinned(samples),
+                    summary=statistics,
+                    conditions=dict(conditions),
+                    reason=reason,
+                )
+            )
+
+    def _add_paired_ratio(
+        self,
+        name: str,
+        samples: Mapping[str, Sequence[float]],
+        conditions: Mapping[str, JsonValue],
+        why: Mapping[str, str],
+    ) -> None:
+        """The median of the ratios of neighbouring blocks, which the drift of the machine hardly reaches."""
+        if len(samples) < 2:
+            self._add_ratio(name, {}, conditions, why)
+            return
+        ratios = [ours / theirs for ours, theirs in zip(samples[STUDENT], samples[BASELINE], strict=True)]
+        self._add_ratio(name, {STUDENT: summary(ratios)["p50"], BASELINE: 1.0}, conditions, why, ratios)
+
+    def _add_ratio(
+        self,
+        name: str,
+        values: Mapping[str, float],
+        conditions: Mapping[str, JsonValue],
+        why: Mapping[str, str] | None = None,
+        samples: Sequence[float] = (),
+    ) -> None:
+        """A ratio to the baseline, or the reason why there is none."""
+        reasons = dict(why or {})
+        if self.baseline is None:
+            self._add(name, None, conditions, reason=self.no_baseline)
+        elif STUDENT in values and values.get(BASELINE):
+            assert self.baseline.model is not None, "a baseline is a timm network"
+            named = {"model": self.baseline.model.model, "args": self.baseline.model.args}
+            self._add(name, values[STUDENT] / values[BASELINE], {**conditions, "baseline": named}, samples)
+        else:
+            whose = [f"the {who}: {reasons[who]}" for who in (STUDENT, BASELINE) if who in reasons]
+            self._add(name, None, conditions, reason="; ".join(whose) or "the baseline's value is 0")
+
+
+def _subject(recipe: Recipe, input_shape: tuple[int, ...]) -> Subject:
+    network = recipe.build()
+    C, height, width = input_shape
+    macs = compute.static_macs(network, (C, height, width))
+    checkpoint = compute.checkpoint_bytes(network.network_state())
+    return Subject(recipe, network, macs, compute.num_parameters(network), checkpoint)
