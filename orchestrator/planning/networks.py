@@ -1,4 +1,4 @@
-"""Which network a stage starts from and who teaches: timm arguments completed from the data, checkpoints looked into."""
+"""Which network a stage starts from, and who teaches: timm arguments completed from the data, checkpoints read."""
 
 from __future__ import annotations
 

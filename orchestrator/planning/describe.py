@@ -1,0 +1,127 @@
+"""A plan for people and for machines: what runs, what is shared, what is done, what was left out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.text import Text
+from rich.tree import Tree
+
+from cluster.local import LocalStore
+from orchestrator.planning.explain import explain
+from orchestrator.planning.plan import MeasureStage, Plan
+from orchestrator.planning.status import Status, statuses
+from specs.experiment import Experiment
+
+__all__ = ["as_json", "as_text", "explain"]
+
+SHORT = 10
+"""Hex digits of a digest that people see; enough to name a stage to `slimvit explain`."""
+MAX_WIDTH = 2_000
+"""Columns; the terminal wraps long lines, nothing is cut off."""
+SHOWN_CHILDREN = 40
+"""Stages beneath one stage that the tree shows; `--json` has all."""
+MARKS: dict[Status, tuple[str, str]] = {
+    "done": ("✓", "green"),
+    "to run": ("○", "yellow"),
+    "not needed": ("·", "dim"),
+}
+
+
+def as_text(plan: Plan, experiment: Experiment) -> str:
+    """The tree of stages with their status, what sharing saves, and what was dropped; in colour on a terminal."""
+    console = Console(width=MAX_WIDTH, highlight=False)
+    with console.capture() as captured:
+        console.print(_rendered(plan, experiment))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def as_json(plan: Plan, experiment: Experiment) -> str:
+    """Everything: the plan, the status of every stage, and the counts."""
+    found = statuses(plan, _store(experiment))
+    return json.dumps(
+        {
+            **plan.model_dump(mode="json"),
+            "status": found,
+            "summary": _counts(plan, found),
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def _store(experiment: Experiment) -> LocalStore:
+    return LocalStore(Path(experiment.storage.root))
+
+
+def _counts(plan: Plan, found: Mapping[str, Status]) -> dict[str, int]:
+    alone, states = plan.stages_alone(), Counter(found.values())
+    return {
+        "combinations": len(plan.combinations),
+        "dropped": len(plan.dropped),
+        "stages": len(plan.stages),
+        "stages_alone": alone,
+        "saved": alone - len(plan.stages),
+        "done": states["done"],
+        "to_run": states["to run"],
+        "not_needed": states["not needed"],
+    }
+
+
+def _rendered(plan: Plan, experiment: Experiment) -> Group:
+    found = statuses(plan, _store(experiment))
+    parts: list[Text | Tree] = [_tree(plan, found), Text(_summary(_counts(plan, found)))]
+    if plan.dropped:
+        parts.append(Text(f"\nDropped, because their parts conflict ({len(plan.dropped)}):"))
+        parts += [
+            Text(f"  {dropped.name}\n" + "\n".join(f"    - {r}" for r in dropped.reasons)) for dropped in plan.dropped
+        ]
+    return Group(*parts)
+
+
+def _summary(counts: Mapping[str, int]) -> str:
+    sharing = f"{counts['stages']} stages instead of {counts['stages_alone']}: sharing saves {counts['saved']}."
+    work = f"{counts['done']} done, {counts['to_run']} to run"
+    if counts["not_needed"]:
+        work += f", {counts['not_needed']} missing but not needed any more"
+    return f"\n{counts['combinations']} combinations; {sharing}\n{work}."
+
+
+def _tree(plan: Plan, found: Mapping[str, Status]) -> Tree:
+    """Each stage once, beneath the first stage it reads; other stages it reads are named beside it."""
+    children: dict[str | None, list[str]] = defaultdict(list)
+    for digest, stage in plan.stages.items():
+        children[stage.parents[0] if stage.parents else None].append(digest)
+    root = Tree(Text(plan.experiment), guide_style="dim")
+    # Chains of stages are short, but recursion would bind the depth of a plan to Python's stack.
+    open_branches: list[tuple[Tree, str | None]] = [(root, None)]
+    while open_branches:
+        branch, parent = open_branches.pop(0)
+        for digest in children[parent][:SHOWN_CHILDREN]:
+            open_branches.append((branch.add(_line(plan, digest, found[digest])), digest))
+        hidden = len(children[parent]) - SHOWN_CHILDREN
+        if hidden > 0:
+            branch.add(Text(f"… and {hidden} more (`--json` lists all)", style="dim"))
+    return root
+
+
+def _line(plan: Plan, digest: str, status: Status) -> Text:
+    stage = plan.stages[digest]
+    mark, style = MARKS[status]
+    line = Text(f"{mark} ", style=style)
+    line.append("measure" if isinstance(stage, MeasureStage) else stage.label, style="bold")
+    line.append(f"  {digest[:SHORT]}  {status}", style=style)
+    if not isinstance(stage, MeasureStage):
+        epochs = stage.training.epochs
+        line.append(f"  {epochs} epoch{'s' if epochs != 1 else ''}")
+        if stage.strategies:
+            line.append(f"  {' + '.join(s.name for s in stage.strategies)}")
+        teacher = stage.teacher
+        if teacher is not None:
+            name = teacher.model.model if teacher.model is not None else teacher.checkpoint
+            line.append(f"  taught by {plan.stages[teacher.stage].label if teacher.stage is not None else name}")
+    return line
