@@ -17,10 +17,9 @@ def narrow_linear(
         weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
     if columns is not None:
         weight = weight.index_select(1, columns)
-    # Without initialisation: it would draw from the random numbers that training is to see.
-    cut = nn.utils.skip_init(
-        nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype
-    )
+    # On the meta device first: initialisation would draw from the random numbers that training is to see.
+    cut = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
+    cut = cut.to_empty(device=weight.device)
     with torch.no_grad():
         cut.weight.copy_(weight)
         if bias is not None:

@@ -27,7 +27,7 @@ class StructuredPruningConfig(StrategyConfig):
 
     target_macs: float | None = Field(default=None, gt=0)
     """MACs an image that the network may cost, without what other strategies add or save. As little as possible is
-    removed to get there."""
+    removed to get there; nothing, if an earlier stage got there."""
 
     what: tuple[Literal["heads", "mlp"], ...] = Field(default=("heads", "mlp"), min_length=1)
     """What is removed: attention heads (their width stays), MLP channels, or both."""
@@ -94,7 +94,9 @@ class StructuredPruning(Strategy[StructuredPruningConfig]):
                 "Write `ratio` instead.",
             )
         now = shapes_of(network, facts.shapes)
-        highest = network_macs(network, now)
+        # Up to what the unpruned network costs: one that an earlier stage (or this stage, before its checkpoint was
+        # written) brought below the target has nothing left to do.
+        highest = network_macs(network, shapes_of(network, {}))
         lowest = network_macs(network, {b: self._smallest(heads, hidden) for b, (heads, hidden) in now.items()})
         if not lowest <= target <= highest:
             raise OptionError(

@@ -56,9 +56,9 @@ class Feature(Strategy[FeatureConfig]):
     """loss = CE(student, label) + weight · mean over pairs of distance(projector(student's tokens), teacher's tokens).
 
     Romero et al. 2015 (FitNets), arXiv:1412.6550, equation 3, which calls student blocks guided layers and teacher
-    blocks hints. Tokens are those between two blocks, before the next block's norm. A teacher's patch grid or feature map
-    of another size is resampled to the student's grid, bilinearly. Prefix tokens are left out, but for the class token
-    on request. Where tokens were merged, each patch place shows the token that it went into.
+    blocks hints. Tokens are those between two blocks, before the next block's norm. A patch grid or feature map of the
+    teacher of another size is resampled to the student's grid, bilinearly. Prefix tokens are left out, but for the
+    class token on request. Where tokens were merged, each patch place shows the token that it went into.
 
     The projectors run inside the student's forward pass and are no part of the network as deployed.
     """

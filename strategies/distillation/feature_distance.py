@@ -43,11 +43,16 @@ def grid_tokens(
         prefix, patches = [], features
     else:
         prefix = [features[:, :1]] if class_token else []
-        patches = features[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, here)
+        patches = to_map(features[:, num_prefix_tokens:], here)
     if size is not None and size != here:
         patches = F.interpolate(patches, size=size, mode="bilinear", align_corners=False)
     tokens = patches.flatten(2).transpose(1, 2)
     return torch.cat([*prefix, tokens], dim=1) if prefix else tokens
+
+
+def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Patch tokens [B, h·w, D], row by row, as a feature map [B, D, h, w]."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *size)
 
 
 def distance(kind: Literal["mse", "cosine", "l1"], ours: Tensor, theirs: Tensor) -> Tensor:

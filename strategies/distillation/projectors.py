@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from strategies.distillation.feature_distance import grid_size, grid_tokens
+from strategies.distillation.feature_distance import grid_size, grid_tokens, to_map
 from strategies.state import Output, State
 
 
@@ -67,7 +67,7 @@ class Projectors(nn.Module):
             tokens = grid_tokens(features, out.num_prefix_tokens, class_token=self.class_token)
             if isinstance(layer, nn.Conv2d):
                 size = grid_size(features, out.num_prefix_tokens)
-                projected[key] = layer(tokens.transpose(1, 2).unflatten(2, size)).flatten(2).transpose(1, 2)
+                projected[key] = layer(to_map(tokens, size)).flatten(2).transpose(1, 2)
             else:
                 projected[key] = layer(tokens)
         return projected

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import trunc_normal_
 from torch import nn
 
 from strategies.state import Output, State
@@ -34,7 +33,7 @@ class SecondToken(nn.Module):
         # Networks that average patches norm after pooling and leave single tokens unnormed: this one brings its own.
         self.norm = copy.deepcopy(model.fc_norm)
         for weight in (self.token, self.position, self.head.weight):
-            trunc_normal_(weight, std=0.02)
+            nn.init.trunc_normal_(weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         with torch.no_grad():
             # CLIP-like networks norm all tokens before block 0. The token joins after that: it starts normed.
