@@ -20,7 +20,7 @@ from orchestrator.reporting.compare import front
 from orchestrator.reporting.comparison import Cell, Column, Comparison, Row
 from orchestrator.reporting.record import resolved_spec
 from orchestrator.reporting.stored import read_history, stage_folder
-from orchestrator.reporting.table import OPTIMAL, number, title
+from orchestrator.reporting.table import OPTIMAL, number, spread, title
 from specs.experiment import Experiment
 
 _PAGE = Path(__file__).parent / "page"
@@ -63,7 +63,7 @@ def _embedded(data: Any) -> str:
 def _data(comparison: Comparison, plan: Plan, store: ArtifactStore) -> dict[str, Any]:
     goals = [c.key for c in comparison.columns if c.direction != "none"]
     return {
-        "columns": [{"key": c.key, "title": escape(_heading(c)), "direction": c.direction} for c in comparison.columns],
+        "columns": [{"key": c.key, "title": escape(title(c)), "direction": c.direction} for c in comparison.columns],
         "axes": list(dict.fromkeys(axis for r in comparison.rows for axis in r.labels)),
         "quality": comparison.quality,
         "cost": comparison.cost,
@@ -98,19 +98,13 @@ def _curves(plan: Plan, store: ArtifactStore) -> Iterable[dict[str, Any]]:
             yield {"label": escape(label), "values": values}
 
 
-def _heading(column: Column) -> str:
-    """Title and unit, with the unit left out where the title has it."""
-    name = title(column)
-    return name if name != column.key or not column.unit else f"{name} [{column.unit}]"
-
-
 def _hover(r: Row, comparison: Comparison) -> str:
     lines = [f"<b>{escape(r.name)}</b>", f"seeds: {', '.join(map(str, r.measured))}"]
     for c in comparison.columns:
         cell = r.cells[c.key]
         if cell.value is not None:
-            spread = f" ± {number(cell.std)}" if cell.std else ""
-            lines.append(f"{escape(_heading(c))}: {number(cell.value, c.unit, c.metric)}{spread}")
+            bar = f" ± {spread(cell.std, c)}" if cell.std else ""
+            lines.append(f"{escape(title(c))}: {number(cell.value, c.unit, c.metric)}{bar}")
     return "<br>".join(lines)
 
 
@@ -136,13 +130,12 @@ def _table(comparison: Comparison) -> str:
         for c in comparison.columns
         if c.key not in ratios and any(r.cells[c.key].value is not None for r in comparison.rows)
     ]
-    head = '<th><button type="button" title="Pareto-optimal">◆</button></th>'
-    head = head.replace("<th>", '<th data-first="descending">')
+    head = f'<th data-first="descending"><button type="button" title="Pareto-optimal">{OPTIMAL}</button></th>'
     head += '<th class="name"><button type="button">Combination</button></th>'
     for c in columns:
         first = "descending" if c.direction == "higher" else "ascending"
         head += f'<th data-first="{first}"><button type="button" title="{escape(c.description)}">'
-        head += f"{escape(_heading(c))}</button></th>"
+        head += f"{escape(title(c))}</button></th>"
     body = "".join(_table_row(r, columns) for r in comparison.rows)
     return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -151,7 +144,7 @@ def _table_row(r: Row, columns: list[Column]) -> str:
     mark = OPTIMAL if r.pareto else ""
     cells = f'<td class="mark" data-value="{int(r.pareto)}">{mark}</td>'
     state = "" if r.status == "measured" else f' <span class="gap">({r.status})</span>'
-    cells += f'<td class="name" data-value="{escape(r.name)}">{escape(r.name)}{state}</td>'
+    cells += f'<td class="name" data-value="{escape(r.name)}">{_breakable(r.name)}{state}</td>'
     cells += "".join(_table_cell(r, c) for c in columns)
     return f'<tr class="{"pareto" if r.pareto else ""}">{cells}</tr>'
 
@@ -162,7 +155,7 @@ def _table_cell(r: Row, column: Column) -> str:
         return f'<td class="gap" data-value="" title="{escape(cell.reason or "")}">–</td>'
     text = number(cell.value, column.unit, column.metric)
     if cell.std:
-        text += f'<span class="spread"> ± {number(cell.std, column.unit, column.metric)}</span>'
+        text += f'<span class="spread"> ± {spread(cell.std, column)}</span>'
     if len(column.groups) > 1:
         text += f" [{cell.group}]"
     ratio = r.cells[column.ratio].value if column.ratio else None
@@ -184,8 +177,8 @@ def _missing(comparison: Comparison) -> str:
 def _sharing(comparison: Comparison) -> str:
     total = sum(stage.seconds or 0 for stage in comparison.stages)
     return (
-        f"{len(comparison.stages)} stages instead of the {comparison.stages_alone} that the combinations would need one "
-        f"by one; the finished ones took {number(total)} s of their own time together."
+        f"{len(comparison.stages)} stages instead of the {comparison.stages_alone} that the combinations would need "
+        f"each alone; the finished ones took {total:.0f} s of their own time together."
     )
 
 
@@ -199,9 +192,9 @@ def _stages(comparison: Comparison) -> str:
     for s in comparison.stages:
         width = 100 * (s.seconds or 0) / longest
         body += (
-            f'<tr><td class="name" data-value="{escape(s.label)}">{escape(s.label)}</td>'
+            f'<tr><td class="name" data-value="{escape(s.label)}">{_breakable(s.label)}</td>'
             f'<td data-value="{s.kind}">{s.kind}</td><td data-value="{s.status}">{s.status}</td>'
-            f"{_number_cell(s.seconds)}"
+            f"{_number_cell(s.seconds, places=1)}"
             f'<td class="barcell" data-value="{width}"><span class="bar" style="width:{width:.1f}%"></span></td>'
             f"{_number_cell(s.images_per_s)}{_number_cell(s.epochs)}{_number_cell(len(s.combinations))}"
             f'<td data-value="{s.digest}"><code>{s.digest[:12]}</code></td></tr>'
@@ -209,10 +202,10 @@ def _stages(comparison: Comparison) -> str:
     return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _number_cell(value: float | None) -> str:
-    return (
-        '<td class="gap" data-value="">–</td>' if value is None else f'<td data-value="{value!r}">{number(value)}</td>'
-    )
+def _number_cell(value: float | None, places: int = 0) -> str:
+    if value is None:
+        return '<td class="gap" data-value="">–</td>'
+    return f'<td data-value="{value!r}">{value:.{places}f}</td>'
 
 
 def _conditions(comparison: Comparison) -> str:
@@ -228,3 +221,8 @@ def _conditions(comparison: Comparison) -> str:
         body += f'<tr><td class="name">{escape(", ".join(names))}</td><td class="name">{escape(stated)}</td></tr>'
     head = '<th class="name">Metric</th><th class="name">Conditions</th>'
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _breakable(name: str) -> str:
+    """A name, escaped, that may break after `,` and `=` rather than inside a word."""
+    return escape(name).replace(",", ",<wbr>").replace("=", "=<wbr>")

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.reporting.comparison import Cell, Column, Comparison, Row
+from orchestrator.reporting.comparison import Column, Comparison, Row
 
 OPTIMAL = "◆"
 """Marks Pareto-optimal rows; a character, because colour does not reach everybody."""
@@ -24,6 +24,8 @@ _TITLES = {
     "macs": "MACs",
     "params": "params",
     "latency_ms": "latency ms",
+    "latency_p95_ms": "p95 latency ms",
+    "train_images_per_s": "training images/s",
     "throughput": "images/s",
     "peak_memory_mib": "memory MiB",
     "checkpoint_mib": "weights MiB",
@@ -110,10 +112,19 @@ def number(value: float, unit: str = "", metric: str = "") -> str:
     return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:#.4g}"
 
 
+def spread(std: float, column: Column) -> str:
+    """A standard deviation for people: two significant digits, or as many places as the value has."""
+    if column.unit.startswith(("parameters", "MACs")):
+        return number(std, column.unit, column.metric)
+    return f"{std:.2f}" if column.metric in ("top1", "top5") else f"{std:#.2g}".rstrip(".")
+
+
 def title(column: Column) -> str:
-    """Heading of a column."""
-    name = _TITLES.get(column.metric, column.key)
-    return name if column.batch_size is None else f"{_TITLES.get(column.metric, column.metric)} @{column.batch_size}"
+    """Heading of a column, with its unit."""
+    if column.metric not in _TITLES:
+        return f"{column.key} [{column.unit}]" if column.unit else column.key
+    name = _TITLES[column.metric]
+    return name if column.batch_size is None else f"{name} @{column.batch_size}"
 
 
 def _columns(comparison: Comparison) -> list[Column]:
@@ -134,7 +145,7 @@ def _value(r: Row, column: Column, lettered: bool) -> Text:
         return Text("–", style="dim")
     drawn = Text(number(cell.value, column.unit, column.metric), style="bold" if cell.best else "")
     if cell.std is not None and cell.std > 0:
-        drawn.append(f" ± {_spread(cell, column)}", style="dim")
+        drawn.append(f" ± {spread(cell.std, column)}", style="dim")
     ratio = r.cells[column.ratio].value if column.ratio else None
     if ratio is not None:
         drawn.append(f" ({ratio:.2f}×)", style="not bold")
@@ -143,14 +154,6 @@ def _value(r: Row, column: Column, lettered: bool) -> Text:
     if cell.reason:
         drawn.append(" !")
     return drawn
-
-
-def _spread(cell: Cell, column: Column) -> str:
-    assert cell.value is not None
-    assert cell.std is not None
-    if column.unit.startswith(("parameters", "MACs")):
-        return number(cell.std, column.unit, column.metric)
-    return f"{cell.std:.2f}" if column.metric in ("top1", "top5") else f"{cell.std:#.2g}".rstrip(".")
 
 
 def _fitting(columns: list[_Drawn], room: int) -> tuple[list[_Drawn], list[_Drawn]]:
