@@ -121,6 +121,7 @@ class Loader:
             num_workers=num_processes,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own: it must not draw from the generator that dropout uses
         )
 
     @property

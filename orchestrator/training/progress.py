@@ -58,19 +58,19 @@ class Trainable:
         named = {f"student.{k}": v for k, v in self.student.state_dict().items()}
         if self.ema is not None:
             named |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
-        for i, values in self.optimizer.state_dict()["state"].items():
+        state = self.optimizer.state_dict()
+        for i, values in state["state"].items():
             named |= {f"optimizer.{i}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+        for i, group in enumerate(state["param_groups"]):
+            named |= {f"groups.{i}.{k}": v for k, v in group.items() if isinstance(v, Tensor)}
         return plain_tensors(named)
 
     def numbers(self) -> dict[str, Any]:
         """What optimiser and scaler hold besides tensors."""
         state = self.optimizer.state_dict()
         return {
-            "optimizer": {
-                str(i): {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-                for i, values in state["state"].items()
-            },
-            "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
+            "optimizer": {str(i): _numbers(values) for i, values in state["state"].items()},
+            "groups": [_numbers(group) for group in state["param_groups"]],
             "scaler": self.scaler.state_dict(),
         }
 
@@ -80,7 +80,7 @@ class Trainable:
         Raises:
             RuntimeError, KeyError, ValueError: if they belong to another network or optimiser.
         """
-        parts: dict[str, dict[str, Tensor]] = {"student": {}, "ema": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"student": {}, "ema": {}, "optimizer": {}, "groups": {}}
         for name, tensor in tensors.items():
             owner, _, key = name.partition(".")
             parts[owner][key] = tensor
@@ -88,16 +88,21 @@ class Trainable:
         if self.ema is not None:
             self.ema.module.load_state_dict(parts["ema"])
         state = self.optimizer.state_dict()
-        values: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in numbers["optimizer"].items()}
-        for name, tensor in parts["optimizer"].items():
-            index, _, key = name.partition(".")
-            values[int(index)][key] = tensor
+        values = {int(i): dict(v) for i, v in numbers["optimizer"].items()}
         groups = [
             {**{k: _like(own[k], v) for k, v in saved.items()}, "params": own["params"]}
             for own, saved in zip(state["param_groups"], numbers["groups"], strict=True)
         ]
+        for where, target in (("optimizer", values), ("groups", groups)):
+            for name, tensor in parts[where].items():
+                index, _, key = name.partition(".")
+                target[int(index)][key] = tensor
         self.optimizer.load_state_dict({"state": values, "param_groups": groups})
         self.scaler.load_state_dict(numbers["scaler"])
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k != "params" and not isinstance(v, Tensor)}
 
 
 def _like(own: Any, saved: Any) -> Any:

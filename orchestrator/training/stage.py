@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +85,18 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     teach = torch.compile(teacher) if training.compile and teacher is not None else teacher
     evaluated = student if ema is None else ema.module
 
+    order = TrainOrder(
+        len(images), training.batch_size, accumulation, training.epochs, stage.seed, group.rank, group.world_size
+    )
+    steps_per_epoch, total_steps = order.steps_per_epoch, order.total_steps
+    schedule = make_schedule(optimizer, training, steps_per_epoch) if total_steps else None
+
     # Where to go on from
     trainable = Trainable(student, optimizer, precision.scaler, ema)
     progress_store = ProgressStore(io.store, stage.digest, io.scratch)
     first_step = group.from_first(progress_store.latest_sound() if group.is_first else 0)
     position = progress_store.load(first_step, trainable) if first_step else Position()
     earlier_s = position.total_s
-
-    order = TrainOrder(
-        len(images),
-        training.batch_size,
-        accumulation,
-        training.epochs,
-        stage.seed,
-        group.rank,
-        group.world_size,
-        start=first_step,
-    )
-    steps_per_epoch, total_steps = order.steps_per_epoch, order.total_steps
     meter = LossMeter(stage.label, eager=device.type == "cpu")
     meter.sums = position.sums
 
@@ -122,15 +116,15 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     student.train()
     stop_vote = StopVote(group, io.should_stop, context.deadline_s)
     parameters = [p for p in student.parameters() if p.requires_grad]
-    if first_step < total_steps:
-        schedule = make_schedule(optimizer, training, steps_per_epoch)
-        batches = iter(training_loader(images, stage.data, training.augmentation, order, device))
+    order = replace(order, start=first_step)
+    batches = iter(training_loader(images, stage.data, training.augmentation, order, device))
     clock = reported = time.perf_counter()
     steps_since_report = 0
 
     for step in range(first_step, total_steps):
         for strategy in strategies:
             strategy.at(student, step / total_steps)
+        assert schedule is not None
         schedule.step_update(step)
         seed_all(derive(stage.seed, "step", step, group.rank), device)
         for micro_step in range(accumulation):
