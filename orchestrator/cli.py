@@ -186,7 +186,6 @@ def submit(spec: Spec, address: Address, assignments: Assignments = []) -> None:
     """Send a run to a Ray cluster and return. Sending the same spec again finds the same job."""
     from orchestrator.execution import jobs
 
-    load_spec(spec, assignments)
     typer.echo(jobs.submit(spec, assignments, address))
 
 
@@ -246,3 +245,7 @@ def load_spec(spec: Path, assignments: list[str]) -> SpecDocument:
 def main() -> None:
     """Entry point of the command."""
     sys.exit(ending(lambda: app(prog_name="slimvit", standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

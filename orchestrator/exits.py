@@ -26,6 +26,9 @@ def ending(command: Callable[[], object]) -> int:
     """
     try:
         result = command()
+    except Interrupted as error:
+        print(error.message, file=sys.stderr, flush=True)
+        return error.exit_code
     except SlimvitError as error:
         say(error.message)
         return error.exit_code

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from PIL import Image
 
+from orchestrator.planning.make import make_plan
 from specs.experiment import Experiment
 from specs.load import json_schema, load
 from strategies import registry
@@ -22,7 +26,7 @@ class _Yaml(yaml.SafeLoader):
 
 _Yaml.add_constructor("!replace", lambda loader, node: loader.construct_mapping(node, deep=True))  # type: ignore[arg-type]
 _Yaml.add_implicit_resolver(  # as in YAML 1.2, which editors use
-    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("0123456789")
 )
 
 
@@ -33,10 +37,24 @@ def schema() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(found)
 
 
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet's layout with one image a class."""
+    root = tmp_path_factory.mktemp("imagenet")
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "JPEG")
+    for split in ("train", "val"):
+        for i in range(1000):
+            folder = root / split / f"n{i:08}"
+            folder.mkdir(parents=True)
+            (folder / "1.JPEG").write_bytes(image.getvalue())
+    return root
+
+
 @pytest.fixture(autouse=True)
-def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IMAGENET", "/imagenet")
-    monkeypatch.setenv("SLIMVIT_STORE", "/store")
+def _variables(monkeypatch: pytest.MonkeyPatch, imagenet: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("IMAGENET", str(imagenet))
+    monkeypatch.setenv("SLIMVIT_STORE", str(tmp_path / "store"))
 
 
 def names(path: Path) -> str:
@@ -48,6 +66,16 @@ def test_every_spec_is_valid(path: Path) -> None:
     experiment = load(path, resolver=registry.resolver).experiment
     assert experiment.description.endswith("?"), "a spec of the library asks something"
     assert load(path, resolver=registry.resolver).experiment == experiment
+
+
+@pytest.mark.parametrize("path", SPECS, ids=names)
+def test_every_spec_can_be_planned(path: Path, tmp_path: Path) -> None:
+    store = f"storage.root={tmp_path / 'store'}"
+    plan = make_plan(load(path, [store], resolver=registry.resolver))
+    assert plan.combinations
+    assert not plan.dropped
+    assert all(combination.measured_by in plan.stages for combination in plan.combinations)
+    assert len(plan.stages) <= plan.stages_alone()
 
 
 @pytest.mark.parametrize("path", SPECS, ids=names)
