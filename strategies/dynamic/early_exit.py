@@ -16,7 +16,27 @@ if TYPE_CHECKING:
     from strategies.backbone import Output, Student
 
 
-class EarlyExit(Strategy["EarlyExit.Config"]):
+class EarlyExitConfig(StrategyConfig):
+    """Options of `early_exit`."""
+
+    name: Literal["early_exit"] = "early_exit"
+    """Always `early_exit`."""
+
+    blocks: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    """Blocks with an exit after them, counted from 0; `null` = after a quarter, half and three quarters of the
+    network."""
+
+    head: Literal["linear"] = "linear"
+    """`linear`: LayerNorm and a linear layer on the class token (on the mean patch where there is none)."""
+
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """An image leaves where the largest softmax probability exceeds this; 1 = no image leaves early."""
+
+    distill: Literal["none", "last", "teacher"] = "none"
+    """Whom the exits also imitate: nobody, the network's own last logits, or the teacher's logits."""
+
+
+class EarlyExit(Strategy[EarlyExitConfig]):
     """Exit heads after some blocks; an image leaves at the first that is confident (multi-exit ViT).
 
     In training every image passes every exit, and the loss is the task's cross-entropy at each, weighted by depth. In
@@ -32,26 +52,9 @@ class EarlyExit(Strategy["EarlyExit.Config"]):
         {"blocks": [1, 2], "threshold": 0.15, "distill": "teacher"},
     )
 
-    class Config(StrategyConfig):
-        """Options of `early_exit`."""
-
-        name: Literal["early_exit"] = "early_exit"
-        """Registered name."""
-
-        blocks: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
-        """Blocks with an exit after them, counted from 0; `null` = after a quarter, half and three quarters of the
-        network."""
-
-        head: Literal["linear"] = "linear"
-        """`linear`: LayerNorm and a linear layer on the class token (on the mean patch where there is none)."""
-
-        threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
-        """An image leaves where the largest softmax probability exceeds this; 1 = no image leaves early."""
-
-        distill: Literal["none", "last", "teacher"] = "none"
-        """Whom the exits also imitate: nobody, the network's own last logits, or the teacher's logits."""
-
-    config: Config
+    Config = EarlyExitConfig
+    blocks: tuple[int, ...]
+    """Blocks with an exit; known once `wrap` has seen the network."""
 
     def exits(self, depth: int) -> tuple[int, ...]:
         """Blocks with an exit, ascending.
@@ -59,9 +62,8 @@ class EarlyExit(Strategy["EarlyExit.Config"]):
         Raises:
             OptionError: if there is no such block, or only the network's own head follows it.
         """
-        if self.config.blocks is None:
-            return tuple(sorted({max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3)}))
-        for block in self.config.blocks:
+        blocks = self.config.blocks or tuple(max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3))
+        for block in blocks:
             if block >= depth - 1:
                 problem = f"there is no block {block}" if block >= depth else f"block {block} is the last one"
                 raise OptionError(
@@ -71,7 +73,7 @@ class EarlyExit(Strategy["EarlyExit.Config"]):
                     f"blocks from 0 to {depth - 2}",
                     "An exit after the last block would be the network's own head: leave it out.",
                 )
-        return tuple(sorted(set(self.config.blocks)))
+        return tuple(sorted(set(blocks)))
 
     def claims(self, facts: Facts) -> Claims:
         """Own the depth seam at the exits; need the teacher's logits only to imitate them."""

@@ -17,7 +17,28 @@ if TYPE_CHECKING:
     from strategies.backbone import Output, State, Student
 
 
-class TokenMerging(Strategy["TokenMerging.Config"]):
+class TokenMergingConfig(StrategyConfig):
+    """Options of `token_merging`."""
+
+    name: Literal["token_merging"] = "token_merging"
+    """Always `token_merging`."""
+
+    r: NonNegativeInt | tuple[NonNegativeInt, ...] = 8
+    """Tokens removed in each block; or a list with one number for each of `blocks`. A block never removes more
+    than half of its tokens."""
+
+    inflect: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """Slope of the schedule: the first of `blocks` removes r·(1 − inflect) tokens, the last r·(1 + inflect).
+    Negative values merge early, which saves more."""
+
+    prop_attn: bool = True
+    """Add log(size) to the attention logits, so that a token that stands for s patches counts s times."""
+
+    blocks: tuple[NonNegativeInt, ...] | None = None
+    """Blocks that merge, counted from 0; `null` = all."""
+
+
+class TokenMerging(Strategy[TokenMergingConfig]):
     """Merge the r most similar token pairs of every block (ToMe).
 
     Similarity is the cosine between the tokens' attention keys, averaged over heads. A merged token is the mean of its
@@ -30,27 +51,7 @@ class TokenMerging(Strategy["TokenMerging.Config"]):
     neutral: ClassVar = {"r": 0}
     examples = ({"r": 8}, {"r": [0, 12, 12, 4]}, {"r": 6, "inflect": -0.5, "blocks": [1, 2, 3], "prop_attn": False})
 
-    class Config(StrategyConfig):
-        """Options of `token_merging`."""
-
-        name: Literal["token_merging"] = "token_merging"
-        """Registered name."""
-
-        r: NonNegativeInt | tuple[NonNegativeInt, ...] = 8
-        """Tokens removed in each block; or a list with one number for each of `blocks`. A block never removes more
-        than half of its tokens."""
-
-        inflect: Annotated[float, Field(ge=-1, le=1)] = 0.0
-        """Slope of the schedule: the first of `blocks` removes r·(1 − inflect) tokens, the last r·(1 + inflect).
-        Negative values merge early, which saves more."""
-
-        prop_attn: bool = True
-        """Add log(size) to the attention logits, so that a token that stands for s patches counts s times."""
-
-        blocks: tuple[NonNegativeInt, ...] | None = None
-        """Blocks that merge, counted from 0; `null` = all."""
-
-    config: Config
+    Config = TokenMergingConfig
 
     def schedule(self, depth: int) -> dict[int, int]:
         """Tokens that each block is asked to remove: block → r, only where r > 0.
