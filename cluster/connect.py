@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.ship import bundle, package_root
 
@@ -104,11 +106,11 @@ def _start(folder: Path, num_cpus: int) -> Connection:
             dashboard_host="127.0.0.1",
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": path}},
             _temp_dir=str(folder),
         )
-    return Connection(context.address_info["address"], _url(context.dashboard_url), started=True, folder=folder)
+    return Connection(_info(context)["address"], _url(context.dashboard_url), started=True, folder=folder)
 
 
 def _join(address: str, folder: Path) -> Connection:
@@ -126,14 +128,14 @@ def _join(address: str, folder: Path) -> Connection:
     try:
         with _keep_signal_handlers():
             context = ray.init(
-                address=address, log_to_driver=False, logging_level="error", runtime_env=runtime_env or None
+                address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env or None
             )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterUnreachable(
             f"cannot join the Ray cluster at `{address}`: {_first_line(error)}. This machine must be one of its nodes "
             "(`ray start --address=…`), with the same versions of Ray and Python; from outside use `slimvit submit`"
         ) from error
-    return Connection(context.address_info["address"], _url(context.dashboard_url), started=False, folder=folder)
+    return Connection(_info(context)["address"], _url(context.dashboard_url), started=False, folder=folder)
 
 
 def _check_reachable(address: str) -> None:
@@ -172,6 +174,12 @@ def _disconnect() -> None:
     if ray.is_initialized():
         with _keep_signal_handlers():
             ray.shutdown()
+
+
+def _info(context: Any) -> dict[str, str]:
+    """Ray types what `init` returns by a base class that lacks this."""
+    info: dict[str, str] = context.address_info
+    return info
 
 
 def _url(address: str | None) -> str | None:

@@ -10,11 +10,14 @@ import time
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from cluster.storage import MARKER
 
 _TEMPORARY = ".incoming-"
 """Prefix of folders that are still being written; they are no artefacts, whatever they hold."""
+Contents = dict[str, dict[str, Any]]
+"""Relative path → `sha256` and `size` of the file."""
 _READ_BYTES = 1 << 20
 _RIVAL_WAIT_S = 1.0
 """How long a commit waits for the marker of somebody who is committing the same name at this moment."""
@@ -55,6 +58,12 @@ class LocalStore:
                 "Set `storage.root` to a folder that you may write and that every worker sees"
             ) from error
 
+    def scratch(self) -> Path:
+        """A new folder that every node which mounts the store sees, and that is no artefact. The caller removes it."""
+        folder = self.root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        return folder
+
     def commit(self, name: str, folder: Path) -> None:
         """Move the files of `folder` into the store and write the marker last; `folder` is gone afterwards.
 
@@ -65,7 +74,8 @@ class LocalStore:
         target = self._folder(name)
         contents = _contents(folder)
         if self.committed(name):
-            return self._same_or_refuse(name, contents, folder)
+            self._same_or_refuse(name, contents, folder)
+            return
         if not self.root.is_dir():
             self.prepare()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +83,8 @@ class LocalStore:
         _move(folder, incoming)
         try:
             if not self._claim(incoming, name):
-                return self._same_or_refuse(name, contents, incoming)
+                self._same_or_refuse(name, contents, incoming)
+                return
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
         marker = target / f".{MARKER}-{uuid.uuid4().hex}"
@@ -140,14 +151,14 @@ class LocalStore:
             raise ValueError(f"`{name}` is no artefact name; names look like `stages/<digest>`")
         return self.root.joinpath(*parts)
 
-    def _marker(self, name: str) -> dict[str, dict[str, str | int]]:
+    def _marker(self, name: str) -> Contents:
         path = self._folder(name) / MARKER
         try:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"the store `{self.root}` has no artefact `{name}`") from None
         try:
-            files: dict[str, dict[str, str | int]] = json.loads(text)["files"]
+            files: Contents = json.loads(text)["files"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"artefact `{name}` is damaged: its marker `{path}` cannot be read ({error}). Delete the folder "
@@ -155,7 +166,7 @@ class LocalStore:
             ) from error
         return files
 
-    def _same_or_refuse(self, name: str, contents: dict[str, dict[str, str | int]], folder: Path) -> None:
+    def _same_or_refuse(self, name: str, contents: Contents, folder: Path) -> None:
         if self._marker(name) != contents:
             raise FileExistsError(
                 f"artefact `{name}` is already in `{self.root}` with other content. Artefacts never change: "
@@ -183,7 +194,7 @@ class LocalStore:
                 time.sleep(0.02)
 
 
-def _contents(folder: Path) -> dict[str, dict[str, str | int]]:
+def _contents(folder: Path) -> Contents:
     """Digest and size of every file below a folder, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {

@@ -17,7 +17,8 @@ _METADATA = ("METADATA", "entry_points.txt", "top_level.txt")
 def package_root() -> Path:
     """The folder that holds the packages (a checkout, or `site-packages`)."""
     spec = importlib.util.find_spec(PACKAGES[0])
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations))).resolve().parent
 
 

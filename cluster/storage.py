@@ -39,6 +39,10 @@ class ArtifactStore(Protocol):
         """Names of all committed artefacts below a prefix, sorted."""
         ...
 
+    def scratch(self) -> Path:
+        """A new folder that every node sees, and that is no artefact. The caller removes it."""
+        ...
+
     def delete(self, name: str) -> None:
         """Remove an artefact, marker first. Missing is fine."""
         ...

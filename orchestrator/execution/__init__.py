@@ -1,0 +1,1 @@
+"""The driver, the queue, the lanes: where stages meet Ray."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import uuid
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cluster.connect import ClusterUnreachable, Connection, connect
 from cluster.storage import ArtifactStore
@@ -125,6 +126,8 @@ class _Run:
             max_retries=self._resources.max_retries,
             deadline_s=self._deadline_s,
         )
+        # Ray Train insists on a folder that all its nodes see, though nothing of ours goes there.
+        self._folder = cluster.folder / "train" if cluster.started else store.scratch()
         self._id = uuid.uuid4().hex[:12]
         self._threads: dict[int, threading.Thread] = {}
         self._ended: SimpleQueue[tuple[int, Exception | None]] = SimpleQueue()
@@ -157,11 +160,13 @@ class _Run:
                 self._start_wanted(state)
             time.sleep(_POLL_S)
         self._end(patience_s=_END_PATIENCE_S if stop_at is None else 3.0)
+        if not self._cluster.started:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _poll(self) -> QueueState:
         import ray
 
-        state: QueueState = ray.get(self._queue.poll.remote())
+        state = cast(QueueState, ray.get(self._queue.poll.remote()))
         for event in state.events:
             if isinstance(event, StageFinished):
                 self._summary.finished.append(event.stage)
@@ -184,7 +189,7 @@ class _Run:
             max_retries=self._resources.max_retries,
             deadline_s=self._deadline_s,
             run_name=f"slimvit-{self._id}-lane{lane}-{self._num_starts}",
-            folder=self._cluster.folder / "train",
+            folder=self._folder,
             runners=self._runners,
         )
         thread = threading.Thread(target=self._drive, args=(spec,), name=f"slimvit-lane-{lane}", daemon=True)
@@ -238,20 +243,22 @@ class _Run:
             self._reap()
 
 
-def _queue_actor(stages: Mapping[str, Stage], done: list[str], **options: Any) -> ActorHandle:
+def _queue_actor(stages: Mapping[str, Stage], done: list[str], **options: Any) -> ActorHandle[Any]:
     """The queue as an actor on this node: it lives and dies with this process."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(StageQueue)
-    return actor.remote(stages, done, **options)
+    actor: Any = ray.remote(StageQueue)
+    queue: ActorHandle[Any] = actor.options(num_cpus=0, scheduling_strategy=here).remote(stages, done, **options)
+    return queue
 
 
 def _nodes() -> list[dict[str, float]]:
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes: Any = ray.nodes  # untyped
+    return [node["Resources"] for node in nodes() if node["Alive"]]
 
 
 def _parallel_stages(stages: Mapping[str, Stage]) -> int:

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import os
+import socket
 import tempfile
 import time
 import traceback
@@ -50,7 +51,7 @@ class LaneSpec:
     """Everything a lane needs; sent to its workers."""
 
     lane: int
-    queue: ActorHandle
+    queue: ActorHandle[Any]
     """The `StageQueue` as an actor."""
     store: ArtifactStore
     workers: int
@@ -76,31 +77,31 @@ def drive(spec: LaneSpec) -> None:
     Raises:
         ray.train.TrainingFailedError: if its workers died more often than `max_retries`, or could not be placed.
     """
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    # `ray.train` exports these under types of the trainer before this one, which lack half of their options.
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
+
     threads = str(spec.threads)
-    TorchTrainer(
-        work,
-        train_loop_config={"spec": spec},
-        scaling_config=ScalingConfig(
-            num_workers=spec.workers, use_gpu="GPU" in spec.resources, resources_per_worker=spec.resources
-        ),
-        run_config=RunConfig(
-            name=spec.run_name,
-            storage_path=str(spec.folder),
-            failure_config=FailureConfig(max_failures=spec.max_retries, controller_failure_limit=_PLACEMENT_ATTEMPTS),
-            worker_runtime_env={
-                "env_vars": {
-                    "OMP_NUM_THREADS": threads,
-                    "MKL_NUM_THREADS": threads,
-                    # Without it cuBLAS may give other bits on other runs.
-                    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-                }
-            },
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    ).fit()
+    run_config: Any = RunConfig(
+        name=spec.run_name,
+        storage_path=str(spec.folder),
+        failure_config=FailureConfig(max_failures=spec.max_retries, controller_failure_limit=_PLACEMENT_ATTEMPTS),
+        worker_runtime_env={
+            "env_vars": {
+                "OMP_NUM_THREADS": threads,
+                "MKL_NUM_THREADS": threads,
+                # Without it cuBLAS may give other bits on other runs.
+                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            }
+        },
+        logging_config=LoggingConfig(log_level="ERROR"),
+    )
+    scaling_config = ScalingConfig(
+        num_workers=spec.workers, use_gpu="GPU" in spec.resources, resources_per_worker=spec.resources
+    )
+    TorchTrainer(work, train_loop_config={"spec": spec}, scaling_config=scaling_config, run_config=run_config).fit()
 
 
 def work(config: dict[str, Any]) -> None:
@@ -122,7 +123,7 @@ def work(config: dict[str, Any]) -> None:
     )
     torch.set_num_threads(spec.threads)
     group = broadcast_from_rank_zero(uuid.uuid4().hex)
-    name = f"{ray.util.get_node_ip_address()}:{os.getpid()} {context.device}"
+    name = f"{socket.gethostname()}:{os.getpid()} {context.device}"
     ray.get(
         spec.queue.join.remote(
             spec.lane, group, context.rank, context.world_size, name, ray.get_runtime_context().current_actor

@@ -1,4 +1,4 @@
-"""A run on a cluster of its own that a signal can stop: prints `stepping` once a stage is at work, then how it ended."""
+"""A run on a cluster of its own that a signal can stop: prints `stepping` when at work, and how it ended."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,7 +168,7 @@ def test_what_the_cluster_lacks(cluster: dict[str, str], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
 def test_an_unreachable_cluster(tmp_path: Path, address: str) -> None:
-    with pytest.raises(ResourceError, match="`.*127.0.0.1|nonsense"):
+    with pytest.raises(ResourceError, match=re.escape(f"`{address}`")):
         Run(tmp_path, plan(train("steps=1")), address)
 
 
@@ -179,7 +180,8 @@ def test_a_finished_plan_needs_no_ray(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cluster.local import LocalStore\n"
         "from orchestrator.execution import driver; from tests.execution import plans\n"
-        "summary = driver.run(plans.plan(plans.train('steps=1')), plans.experiment(), store=LocalStore(Path(sys.argv[1])))\n"
+        "plan = plans.plan(plans.train('steps=1'))\n"
+        "summary = driver.run(plan, plans.experiment(), store=LocalStore(Path(sys.argv[1])))\n"
         "assert len(summary.done_before) == 1 and not summary.finished\n"
         "print([m for m in ('ray', 'torch', 'mlflow') if m in sys.modules])"
     )
