@@ -12,8 +12,8 @@ def at_input_of(student: ModelFacts, baseline: ModelSpec, input_size: int) -> Mo
 
     The patch size follows a rule, unless the baseline's `args` give one. At its own input size or above, the baseline
     keeps its own. On smaller images its own would leave a handful of tokens, or none, and any student would look slow
-    beside it: there it takes the student's patch size, so that both see the same grid; if the student has none, the size
-    that keeps the baseline's own number of patches, as nearly as divisors of the input allow.
+    beside it: there it takes the student's patch size, so that both see the same grid; if the student has none, the
+    size that keeps the baseline's own number of patches, as nearly as divisors of the input allow.
 
     Raises:
         ValueError: if timm has no such network.

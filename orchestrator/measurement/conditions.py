@@ -35,8 +35,8 @@ class Settings:
 def in_force(settings: Settings) -> Iterator[dict[str, JsonValue]]:
     """Put this process into the state in which numbers are taken, and say which that is.
 
-    What training may have left behind (slow deterministic kernels, another number of threads) is set aside and put back.
-    The C allocator keeps its setting: it has no way back, and training gains from it too.
+    What training may have left behind (slow deterministic kernels, another number of threads) is set aside and put
+    back. The C allocator keeps its setting: it has no way back, and training gains from it too.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     tuning = torch.backends.cudnn.benchmark

@@ -9,8 +9,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -21,11 +22,12 @@ from orchestrator.measurement import compute, memory, timing
 from orchestrator.measurement.conditions import Settings, in_force
 from orchestrator.measurement.network import Recipe
 from orchestrator.measurement.precision import DTYPES
-from orchestrator.measurement.samples import summary, thinned
-from specs.metrics import MetricRow, row
+from orchestrator.measurement.rows import BASELINE, STUDENT, Rows
+from orchestrator.measurement.samples import summary
+from specs.metrics import MetricRow
+from strategies.api import Strategy
 from strategies.backbone import Student
 
-STUDENT, BASELINE = "student", "baseline"
 LATENCIES = frozenset({"latency_ms", "latency_p95_ms", "latency_ratio"})
 THROUGHPUTS = frozenset({"throughput", "throughput_ratio"})
 MEMORIES = frozenset({"peak_memory_mib", "peak_memory_ratio"})
@@ -34,6 +36,8 @@ MEASURABLE = (
     *("throughput_ratio", "latency_ratio", "params_ratio", "macs_ratio", "peak_memory_ratio", "checkpoint_ratio"),
 )
 """Metrics of a network that need neither labels nor training."""
+REPORT_BATCH = 64
+"""Images a pass while strategies report of themselves."""
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Subject:
 
     recipe: Recipe
     network: Student
+    strategies: list[Strategy[Any]]
     macs: float | None
     """MACs of one image if all images cost the same."""
     params: int
@@ -70,19 +75,22 @@ class Measurement:
     images_are: str
     settings: Settings
     wanted: frozenset[str] = frozenset(MEASURABLE)
-    rows: list[MetricRow] = field(default_factory=list)
 
     def run(self) -> list[MetricRow]:
         """Take all wanted metrics, each once (at each batch size) or with the reason why not."""
+        assert self.baseline is None or self.baseline.model is not None, "a baseline is a timm network"
+        reference = None if self.baseline is None else self.baseline.model
+        self.rows = Rows(self.wanted, reference, self.no_baseline)
         self.subjects = self._build()
         self.varied = self.subjects[STUDENT].macs is None
         with ExitStack() as cleanup, in_force(self.settings) as environment:
             self.conditions = {**environment, "images": self.images_are, "input_size": self.images.shape[-1]}
             probes = self._start_probes(cleanup)
             self._count()
+            self._ask_strategies()
             does_not_fit = self._peak_memory(probes, cleanup)
             self._time(does_not_fit)
-        return self.rows
+        return self.rows.taken
 
     def _build(self) -> dict[str, Subject]:
         recipes = {STUDENT: self.student}
@@ -94,17 +102,17 @@ class Measurement:
 
     def _count(self) -> None:
         params = {who: float(s.params) for who, s in self.subjects.items()}
-        self._add("params", params[STUDENT], self._counted())
-        self._add_ratio("params_ratio", params, self._counted())
+        self.rows.add("params", params[STUDENT], self._counted())
+        self.rows.add_ratio("params_ratio", params, self._counted())
         if self.wanted & {"macs", "macs_ratio"}:
             macs = {who: self._macs(s) for who, s in self.subjects.items()}
             values = {who: sum(m) / len(m) for who, m in macs.items()}
             samples = macs[STUDENT] if self.varied else []
-            self._add("macs", values[STUDENT], self._counted(), samples)
-            self._add_ratio("macs_ratio", values, self._counted())
+            self.rows.add("macs", values[STUDENT], self._counted(), samples)
+            self.rows.add_ratio("macs_ratio", values, self._counted())
         size = {who: s.checkpoint / compute.MIB for who, s in self.subjects.items()}
-        self._add("checkpoint_mib", size[STUDENT], self._counted())
-        self._add_ratio("checkpoint_ratio", size, self._counted())
+        self.rows.add("checkpoint_mib", size[STUDENT], self._counted())
+        self.rows.add_ratio("checkpoint_ratio", size, self._counted())
 
     def _macs(self, subject: Subject) -> list[float]:
         if subject.macs is not None:
@@ -114,6 +122,23 @@ class Measurement:
 
     def _counted(self) -> dict[str, JsonValue]:
         return {"counting": compute.RULE, "images": self.images_are, "input_size": self.images.shape[-1]}
+
+    def _ask_strategies(self) -> None:
+        """What the strategies report of themselves, as means over the images."""
+        subject = self.subjects[STUDENT]
+        if not self.wanted.issuperset(MEASURABLE) or not subject.strategies:
+            return
+        sums: dict[str, float] = {}
+        network, device = subject.network.to(self.settings.device), self.settings.device
+        for images in self.images.split(REPORT_BATCH):
+            with torch.inference_mode():
+                out = network(images.to(device))
+            for strategy in subject.strategies:
+                for name, value in strategy.measure(out).items():
+                    key = f"{strategy.name}.{name}"
+                    sums[key] = sums.get(key, 0.0) + value * len(images)
+        for name, total in sums.items():
+            self.rows.add_reported(name, total / len(self.images), self._counted())
 
     # Memory
 
@@ -172,10 +197,10 @@ class Measurement:
                     "weights": found[STUDENT].weights / compute.MIB,
                     "activations": found[STUDENT].activations / compute.MIB,
                 }
-                self._add("peak_memory_mib", values[STUDENT], conditions, parts=parts)
+                self.rows.add("peak_memory_mib", values[STUDENT], conditions, parts=parts)
             else:
-                self._add("peak_memory_mib", None, conditions, reason=why[STUDENT])
-            self._add_ratio("peak_memory_ratio", values, conditions, why)
+                self.rows.add("peak_memory_mib", None, conditions, reason=why[STUDENT])
+            self.rows.add_ratio("peak_memory_ratio", values, conditions, why)
             if STUDENT in found or batch_size not in does_not_fit[STUDENT]:
                 break
         return does_not_fit
@@ -227,13 +252,13 @@ class Measurement:
         ms = {who: [1000 * s for b in taken for s in b.seconds] for who, taken in blocks.items()}
         found = {who: summary(times) for who, times in ms.items()}
         if STUDENT in found:
-            self._add("latency_ms", found[STUDENT]["p50"], conditions, ms[STUDENT])
-            self._add("latency_p95_ms", found[STUDENT]["p95"], conditions, ms[STUDENT])
+            self.rows.add("latency_ms", found[STUDENT]["p50"], conditions, ms[STUDENT])
+            self.rows.add("latency_p95_ms", found[STUDENT]["p95"], conditions, ms[STUDENT])
         else:
-            self._add("latency_ms", None, conditions, reason=why[STUDENT])
-            self._add("latency_p95_ms", None, conditions, reason=why[STUDENT])
+            self.rows.add("latency_ms", None, conditions, reason=why[STUDENT])
+            self.rows.add("latency_p95_ms", None, conditions, reason=why[STUDENT])
         medians = {who: [summary(b.seconds)["p50"] for b in taken] for who, taken in blocks.items()}
-        self._add_paired_ratio("latency_ratio", medians, conditions, why)
+        self.rows.add_paired_ratio("latency_ratio", medians, conditions, why)
 
     def _throughput(
         self, batch_size: int, blocks: Mapping[str, Sequence[timing.Block]], why: Mapping[str, str]
@@ -241,10 +266,10 @@ class Measurement:
         conditions = self.conditions | {"batch_size": batch_size}
         speed = {who: [b.calls * batch_size / b.total for b in taken] for who, taken in blocks.items()}
         if STUDENT in speed:
-            self._add("throughput", summary(speed[STUDENT])["p50"], conditions, speed[STUDENT])
+            self.rows.add("throughput", summary(speed[STUDENT])["p50"], conditions, speed[STUDENT])
         else:
-            self._add("throughput", None, conditions, reason=why[STUDENT])
-        self._add_paired_ratio("throughput_ratio", speed, conditions, why)
+            self.rows.add("throughput", None, conditions, reason=why[STUDENT])
+        self.rows.add_paired_ratio("throughput_ratio", speed, conditions, why)
 
     def _ready(self, who: str) -> Student:
         """The network on its device and in its precision."""
@@ -258,69 +283,10 @@ class Measurement:
         images = images.to(self.settings.device, DTYPES[self.settings.precision])
         return timing.batches_of(images, batch_size, varied=self.varied)
 
-    # Rows
-
-    def _add(
-        self,
-        name: str,
-        value: float | None,
-        conditions: Mapping[str, JsonValue],
-        samples: Sequence[float] = (),
-        *,
-        reason: str | None = None,
-        parts: Mapping[str, float] | None = None,
-    ) -> None:
-        if name in self.wanted:
-            statistics = {**summary(samples), **(parts or {})}
-            self.rows.append(
-                row(
-                    name,
-                    value,
-                    samples=thinned(samples),
-                    summary=statistics,
-                    conditions=dict(conditions),
-                    reason=reason,
-                )
-            )
-
-    def _add_paired_ratio(
-        self,
-        name: str,
-        samples: Mapping[str, Sequence[float]],
-        conditions: Mapping[str, JsonValue],
-        why: Mapping[str, str],
-    ) -> None:
-        """The median of the ratios of neighbouring blocks, which the drift of the machine hardly reaches."""
-        if len(samples) < 2:
-            self._add_ratio(name, {}, conditions, why)
-            return
-        ratios = [ours / theirs for ours, theirs in zip(samples[STUDENT], samples[BASELINE], strict=True)]
-        self._add_ratio(name, {STUDENT: summary(ratios)["p50"], BASELINE: 1.0}, conditions, why, ratios)
-
-    def _add_ratio(
-        self,
-        name: str,
-        values: Mapping[str, float],
-        conditions: Mapping[str, JsonValue],
-        why: Mapping[str, str] | None = None,
-        samples: Sequence[float] = (),
-    ) -> None:
-        """A ratio to the baseline, or the reason why there is none."""
-        reasons = dict(why or {})
-        if self.baseline is None:
-            self._add(name, None, conditions, reason=self.no_baseline)
-        elif STUDENT in values and values.get(BASELINE):
-            assert self.baseline.model is not None, "a baseline is a timm network"
-            named = {"model": self.baseline.model.model, "args": self.baseline.model.args}
-            self._add(name, values[STUDENT] / values[BASELINE], {**conditions, "baseline": named}, samples)
-        else:
-            whose = [f"the {who}: {reasons[who]}" for who in (STUDENT, BASELINE) if who in reasons]
-            self._add(name, None, conditions, reason="; ".join(whose) or "the baseline's value is 0")
-
 
 def _subject(recipe: Recipe, input_shape: tuple[int, ...]) -> Subject:
-    network = recipe.build()
+    network, strategies = recipe.build()
     C, height, width = input_shape
     macs = compute.static_macs(network, (C, height, width))
     checkpoint = compute.checkpoint_bytes(network.network_state())
-    return Subject(recipe, network, macs, compute.num_parameters(network), checkpoint)
+    return Subject(recipe, network, strategies, macs, compute.num_parameters(network), checkpoint)

@@ -31,7 +31,7 @@ def probe(job: ProbeJob) -> Memory:
     """Measure in this process; memory may run out."""
     keep_freed_memory()
     torch.set_num_threads(job.threads)
-    network = job.recipe.build().to(DTYPES[job.precision])
+    network = job.recipe.build().network.to(DTYPES[job.precision])
     varied = job.images is not None
     images = load_file(job.images)["images"] if job.images else torch.rand(job.batch_size, *job.input_shape)
     batches = batches_of(images.to(DTYPES[job.precision]), job.batch_size, varied=varied)

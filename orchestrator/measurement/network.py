@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -13,13 +13,20 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from orchestrator.errors import StoreError
 from orchestrator.training.checkpoint import WEIGHTS, read_network
 from specs.model import ModelSpec
-from specs.strategy import StrategyConfig
 from strategies import registry
 from strategies.api import Strategy
 from strategies.backbone import EXTRAS, Student
 from strategies.catalog import facts_of
 from strategies.compose import build_model, compose
 from strategies.facts import Facts
+
+
+class Deployed(NamedTuple):
+    """A network as it is deployed: in evaluation mode, on CPU, without what only training needs."""
+
+    network: Student
+    strategies: list[Strategy[Any]]
+    """Those that act in it."""
 
 
 class Recipe(BaseModel):
@@ -34,8 +41,8 @@ class Recipe(BaseModel):
     strategies: tuple[dict[str, JsonValue], ...] = ()
     """Options of the strategies on `model`, each with its `name`."""
 
-    def build(self) -> Student:
-        """The network in evaluation mode on CPU, without what only training needs.
+    def build(self) -> Deployed:
+        """Build the network.
 
         Raises:
             ValueError: if the network cannot be built or the strategies do not fit it; says why.
@@ -52,16 +59,11 @@ def strategy_of(options: dict[str, Any]) -> Strategy[Any]:
     Raises:
         ValueError: if there is no such strategy or option.
     """
-    return registry.build(options_of(options))
-
-
-def options_of(options: dict[str, Any]) -> StrategyConfig:
-    """Validated options of a strategy; raises as `strategy_of` does."""
     config = registry.resolver(options["name"])
-    return config.model_validate_json(json.dumps(options))  # through JSON: lists mean tuples there
+    return registry.build(config.model_validate_json(json.dumps(options)))  # through JSON: lists mean tuples there
 
 
-def deployed_network(model: ModelSpec, strategies: Sequence[Strategy[Any]]) -> Student:
+def deployed_network(model: ModelSpec, strategies: Sequence[Strategy[Any]]) -> Deployed:
     """A timm network with random (always the same) weights, and what strategies leave in it after training.
 
     Nobody teaches a deployed network, so where a strategy asks about the teacher it is shown the student itself.
@@ -77,8 +79,8 @@ def deployed_network(model: ModelSpec, strategies: Sequence[Strategy[Any]]) -> S
     return _at_the_end(student, lasting)
 
 
-def load_deployed(folder: Path) -> Student:
-    """The network that a training stage left, without what only training needs, in evaluation mode on CPU.
+def load_deployed(folder: Path) -> Deployed:
+    """The network that a training stage left.
 
     Raises:
         StoreError: if a file is missing, damaged, or does not hold the network's tensors.
@@ -97,7 +99,7 @@ def load_deployed(folder: Path) -> Student:
     return _at_the_end(student, lasting)
 
 
-def _at_the_end(student: Student, strategies: Sequence[Strategy[Any]]) -> Student:
+def _at_the_end(student: Student, strategies: Sequence[Strategy[Any]]) -> Deployed:
     for strategy in strategies:
         strategy.at(student, 1.0)
-    return student.eval()
+    return Deployed(student.eval(), strategies)

@@ -1,7 +1,7 @@
 """Throughput and latency, of a network and its baseline in alternation.
 
 Timing A and then B measures the machine's drift as much as the networks. Here both run in one process, in short blocks
-in the order A B B A A B B A …, on the same images, until the time is used up; a ratio is taken from neighbouring blocks.
+in the order A B B A A B B A …, on the same images, until the time is used up; ratios are those of neighbouring blocks.
 
 A network whose cost depends on its input runs on whole passes over its images, so that the mix of images is the data's.
 """
@@ -51,7 +51,7 @@ class Block:
 
 
 def batches_of(images: Tensor, batch_size: int, *, varied: bool) -> list[Tensor]:
-    """Batches that cover all images in their order, wrapping around at the end; or, if not `varied`, the first alone."""
+    """Batches that cover all images in their order, wrapping around; or, if not `varied`, the first alone."""
     num = math.ceil(len(images) / batch_size) if varied else 1
     if num * batch_size == len(images):
         return list(images.split(batch_size))

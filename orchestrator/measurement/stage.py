@@ -1,0 +1,130 @@
+"""A measure stage: the network that a training stage left, into committed metric rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from cluster.storage import ArtifactStore
+from orchestrator.errors import ResourceError, StoreError
+from orchestrator.measurement.baseline import at_input_of
+from orchestrator.measurement.conditions import Settings
+from orchestrator.measurement.images import validation_images
+from orchestrator.measurement.measure import Measurement
+from orchestrator.measurement.network import Recipe
+from orchestrator.measurement.trained import rows_of
+from orchestrator.planning.plan import MeasureStage, TrainStage
+from orchestrator.training.checkpoint import DESCRIPTION
+from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
+from specs.measurement import MeasurementSpec
+from specs.metrics import MetricRow
+from specs.model import ModelSpec
+from specs.strategy import RESOLVER_KEY
+from strategies import registry
+from strategies.catalog import facts_of
+
+ROWS = TypeAdapter(list[MetricRow])
+
+
+def run_measure_stage(stage: MeasureStage, context: WorkerContext, io: StageIO) -> dict[str, Any]:
+    """Measure, commit `stages/<digest>` with `rows.json`, and return the content of its `result.json`.
+
+    The process should have the machine to itself: what else runs slows what is timed.
+
+    Raises:
+        StageInterrupted: if it was asked to stop before it began; nothing is kept of half a measurement.
+        ResourceError: if the device is not there.
+        StoreError: if the trained network is missing or damaged.
+        DataError: if validation images are missing.
+    """
+    name = f"stages/{stage.digest}"
+    if io.store.committed(name):
+        finished: dict[str, Any] = json.loads((_fetch(io.store, name) / "result.json").read_text(encoding="utf-8"))
+        return finished
+    if io.should_stop():
+        raise StageInterrupted(f"`{stage.label}` stopped before it began")
+    io.report(Progress("start", stage.digest))
+    started = time.monotonic()
+    artefact = _fetch(io.store, f"stages/{stage.parents[0]}")
+    settings = _settings(stage.measurement, context)
+    images = validation_images(stage.data, stage.measurement.images)
+    baseline, no_baseline = _baseline(stage, artefact)
+    measurement = Measurement(
+        student=Recipe(artefact=artefact),
+        baseline=None if baseline is None else Recipe(model=baseline),
+        no_baseline=no_baseline,
+        images=images,
+        images_are=f"{len(images)} validation images",
+        settings=settings,
+    )
+    trained = TrainStage.model_validate_json(
+        (artefact / "stage.json").read_bytes(), context={RESOLVER_KEY: registry.resolver}
+    )
+    result_of_training = json.loads((artefact / "result.json").read_text(encoding="utf-8"))
+    rows = rows_of(trained, result_of_training) + measurement.run()
+
+    result = {"metrics": _by_name(rows), "seconds": time.monotonic() - started}
+    folder = io.scratch / "measured"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "rows.json").write_bytes(ROWS.dump_json(rows, indent=1))
+    (folder / "stage.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
+    (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    io.store.commit(name, folder)
+    return result
+
+
+def _settings(spec: MeasurementSpec, context: WorkerContext) -> Settings:
+    device = context.device if spec.device == "auto" else spec.device
+    if spec.device == "cuda":
+        if not torch.cuda.is_available():
+            raise ResourceError(
+                "`measurement.device` is `cuda`, but the worker that measures has no GPU. Set "
+                "`resources.gpus_per_worker`, or `measurement.device: auto`."
+            )
+        device = context.device if context.device.startswith("cuda") else "cuda:0"
+    return Settings(
+        device=torch.device(device),
+        precision=spec.precision,
+        compile=spec.compile,
+        threads=spec.threads or context.threads,
+        batch_sizes=tuple(spec.batch_sizes),
+        seconds=spec.seconds,
+    )
+
+
+def _baseline(stage: MeasureStage, artefact: Path) -> tuple[ModelSpec | None, str]:
+    """The baseline at the student's input, or why there is none."""
+    if stage.measurement.baseline is None:
+        return None, "`measurement.baseline` is null"
+    model = json.loads((artefact / DESCRIPTION).read_text(encoding="utf-8"))["model"]
+    try:
+        student = facts_of(ModelSpec.model_validate(model))
+        return at_input_of(student, stage.measurement.baseline, stage.input_size), ""
+    except ValueError as error:
+        return None, f"the baseline cannot be built at {stage.input_size} px: {error}"
+
+
+def _fetch(store: ArtifactStore, name: str) -> Path:
+    try:
+        return store.fetch(name)
+    except (FileNotFoundError, ValueError) as error:
+        raise StoreError(
+            f"the artefact `{name}` cannot be used: {error}. Delete it from the store and run the same command again."
+        ) from error
+
+
+def _by_name(rows: list[MetricRow]) -> dict[str, float]:
+    """Values by metric, with `@<batch size>` behind those that are taken at several."""
+    values = {}
+    for row in rows:
+        at = f"@{row.conditions['batch_size']}" if row.name.startswith("throughput") else ""
+        if row.value is not None:
+            values[row.name + at] = row.value
+    return values
