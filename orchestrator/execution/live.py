@@ -84,7 +84,9 @@ class StageProgress:
         """Take in what the trainer says."""
         if progress.kind in ("start", "resumed"):
             self.since, self.first_step = time.monotonic(), progress.step
-        self.epoch, self.step = progress.epoch, progress.step
+        # `epoch` counts finished ones: at its end it is the one that is shown, after that the next is.
+        self.epoch = min(progress.epoch + (progress.kind != "epoch"), self.epochs)
+        self.step = progress.step
         self.total_steps = progress.total_steps or self.total_steps
         self.values |= progress.values
 
@@ -100,7 +102,7 @@ class StageProgress:
         """(name, text) of what is known, in the order of display."""
         found = []
         if self.kind == "train" and self.epochs:
-            found.append(("epoch", f"{min(self.epoch + 1, self.epochs) if self.step else 0}/{self.epochs}"))
+            found.append(("epoch", f"{self.epoch}/{self.epochs}"))
         for key, name, form in (
             ("images_per_s", "images/s", ",.0f"),
             ("loss", "loss", ".3f"),

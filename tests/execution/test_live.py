@@ -33,6 +33,7 @@ def events() -> list[Event]:
         Progress("start", TEACHER, total_steps=30),
         Progress("step", TEACHER, step=5, total_steps=30, values=values),
         Progress("epoch", TEACHER, epoch=1, step=10, total_steps=30, values={**values, "val_top1": 56.78}),
+        Progress("step", TEACHER, epoch=1, step=11, total_steps=30, values=values),
     ]
 
 
@@ -64,7 +65,7 @@ def test_plain_lines() -> None:
     lines = [line.split("] ", 1)[1] for line in text.getvalue().splitlines()]
     assert lines[0] == "3 stages to run, 0 done before; 2 lanes; Ray dashboard http://127.0.0.1:8265"
     assert lines[2] == "teacher: started on lane 0"
-    assert lines[3].startswith("teacher: epoch 2/3, images/s 4,321, loss 1.250, top-1 % 56.8, left ")
+    assert lines[3].startswith("teacher: epoch 1/3, images/s 4,321, loss 1.250, top-1 % 56.8, left ")
     assert "lane 0 lost: node gone" in lines
     assert "teacher: started again (attempt 2) on lane 0" in lines
     assert "teacher: goes on from step 10" in lines

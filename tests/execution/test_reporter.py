@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
+import pytest
+
 from orchestrator.execution.lane import explain
 from orchestrator.execution.reporter import Reporter
 from orchestrator.training.interface import Progress
@@ -54,14 +56,12 @@ def test_a_queue_that_is_gone_stops_the_stage() -> None:
 
 
 def test_reasons_are_for_people() -> None:
-    try:
+    with pytest.raises(ValueError, match="too large") as wrong:
         raise ValueError("`r` is too large")
-    except ValueError as error:
-        assert explain(error).startswith("`r` is too large (ValueError in tests/execution/test_reporter.py:")
-    try:
+    assert explain(wrong.value).startswith("`r` is too large (ValueError in tests/execution/test_reporter.py:")
+    with pytest.raises(KeyError) as unforeseen:
         raise KeyError("nobody foresaw this")
-    except KeyError as error:
-        assert explain(error).splitlines()[-1] == "KeyError: 'nobody foresaw this'"
+    assert explain(unforeseen.value).splitlines()[-1] == "KeyError: 'nobody foresaw this'"
 
     class OutOfMemoryError(RuntimeError):
         """As torch names it."""
