@@ -10,6 +10,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _PREFIX = "slimvit-ray-"
 _LONGEST_BASE = 32
 """Ray puts UNIX sockets below its folder, whose paths the kernel limits to 107 bytes; Ray's own part takes about 70."""
 _REACH_TIMEOUT_S = 5.0
+_KEPT_S = 24 * 3600.0
 _OBJECT_STORE_BYTES = 256 * 2**20
 """Artefacts travel through the store; Ray's own objects here are a few kilobytes."""
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -133,7 +135,8 @@ def _join(address: str, folder: Path) -> Connection:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterUnreachable(
             f"cannot join the Ray cluster at `{address}`: {_first_line(error)}. This machine must be one of its nodes "
-            "(`ray start --address=…`), with the same versions of Ray and Python; from outside use `slimvit submit`"
+            "(`ray start --address=…`), with the same versions of Ray and Python; where the cluster wants a token, set "
+            "RAY_AUTH_MODE=token. From outside use `slimvit submit`"
         ) from error
     return Connection(_info(context)["address"], _url(context.dashboard_url), started=False, folder=folder)
 
@@ -197,11 +200,13 @@ def _short_base() -> str:
 
 
 def _sweep() -> None:
-    """Remove the folders of runs on this machine that were killed before they could do it themselves."""
+    """Remove the folders of runs on this machine that ended a day ago or more: of those that were killed before they
+    could do it themselves, and of those that left logs behind."""
     for folder in Path(_short_base()).glob(f"{_PREFIX}*"):
         owner = folder.name.removeprefix(_PREFIX).split("-")[0]
         try:
-            if folder.stat().st_uid == os.getuid() and owner.isdigit():
+            found = folder.stat()
+            if found.st_uid == os.getuid() and owner.isdigit() and time.time() - found.st_mtime > _KEPT_S:
                 os.kill(int(owner), 0)
         except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)

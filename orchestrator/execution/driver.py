@@ -16,7 +16,7 @@ from cluster.connect import ClusterUnreachable, Connection, connect
 from cluster.storage import ArtifactStore
 from orchestrator.errors import ResourceError
 from orchestrator.execution.admission import Admission, admit
-from orchestrator.execution.events import Event, LaneDown, RunStarted, StageFailed, StageFinished, StageSkipped
+from orchestrator.execution.events import Event, LaneDown, LaneUp, RunStarted, StageFailed, StageFinished, StageSkipped
 from orchestrator.execution.lane import LaneSpec, Runners, drive
 from orchestrator.execution.queue import QueueState, StageQueue
 from orchestrator.planning import status
@@ -133,7 +133,7 @@ class _Run:
         self._ended: SimpleQueue[tuple[int, Exception | None]] = SimpleQueue()
         self._num_starts = 0
         self._barren = 0
-        """Lanes in a row that ended with an error before anything was finished."""
+        """Lanes in a row that ended with an error before their workers were ready."""
 
     def watch(self) -> None:
         """Start lanes, pass events on, until everything is settled or the run was stopped."""
@@ -168,9 +168,10 @@ class _Run:
 
         state = cast(QueueState, ray.get(self._queue.poll.remote()))
         for event in state.events:
-            if isinstance(event, StageFinished):
-                self._summary.finished.append(event.stage)
+            if isinstance(event, LaneUp):
                 self._barren = 0
+            elif isinstance(event, StageFinished):
+                self._summary.finished.append(event.stage)
             elif isinstance(event, StageFailed):
                 self._summary.failed[event.stage] = event.reason
             elif isinstance(event, StageSkipped):

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import os
+import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,7 +77,7 @@ def submit(spec: Path, assignments: Sequence[str], address: str) -> str:
                 address,
                 lambda: client.submit_job(
                     submission_id=name,
-                    entrypoint=f"python -m orchestrator.cli run {SPEC} --address auto --plain",
+                    entrypoint=_entrypoint(),
                     runtime_env={
                         "working_dir": str(folder),
                         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
@@ -131,6 +133,19 @@ def stop(job: str, address: str) -> str:
             return f"{job} has ended before ({details.status.value})"
         _asked(address, lambda: client.stop_job(job))
     return f"{job} is stopping; submit the same spec again to go on"
+
+
+def _entrypoint() -> str:
+    """The job's shell command. Ray starts it with the node's PATH, which need not lead to the Python that Ray itself
+    runs in; so the first that has what slimvit needs is taken, this process's own (on shared disks) included."""
+    candidates = " ".join(shlex.quote(python) for python in ("python", "python3", sys.executable))
+    needs = "import sys; from importlib.util import find_spec as f; sys.exit(not all(map(f, sys.argv[1:])))"
+    return (
+        f"for python in {candidates}; do "
+        f'"$python" -c {shlex.quote(needs)} ray torch timm pydantic rich typer 2>/dev/null && '
+        f'exec "$python" -m orchestrator.cli run {SPEC} --address auto --plain; done; '
+        "echo 'error: no Python on this node has ray, torch, timm, pydantic, rich and typer' >&2; exit 1"
+    )
 
 
 def _digest(plan: Plan, data: dict[str, Any]) -> str:

@@ -36,13 +36,14 @@ def test_folders_of_killed_runs_are_swept(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(connect, "_short_base", lambda: str(tmp_path))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    dead, alive, strange = (tmp_path / f"slimvit-ray-{who}" for who in (f"{ended.pid}-x", f"{os.getpid()}-x", "x-x"))
-    for folder in (dead, alive, strange):
+    owners = {"old": f"{ended.pid}-old", "new": f"{ended.pid}-new", "alive": f"{os.getpid()}-x", "strange": "x-x"}
+    folders = {name: tmp_path / f"slimvit-ray-{owner}" for name, owner in owners.items()}
+    for name, folder in folders.items():
         folder.mkdir()
+        if name != "new":
+            os.utime(folder, (0, 0))
     connect._sweep()
-    assert not dead.exists()
-    assert alive.exists()
-    assert strange.exists()
+    assert [name for name, folder in folders.items() if folder.exists()] == ["new", "alive", "strange"]
 
 
 def test_a_bundle_is_all_that_another_machine_needs(tmp_path: Path) -> None:
