@@ -230,7 +230,8 @@ def _cell(by_seed: Mapping[int, MetricRow], letters: Mapping[str, str], detail: 
 
 
 def _mark_best(rows: list[Row], columns: list[Column]) -> list[Row]:
-    """The rows with the best cell of each column and group of conditions marked; a tie marks all of them."""
+    """The rows with the best cell of each column and group of conditions marked; a tie marks all of them,
+    but where all are equal none is best."""
     marked = [dict(r.cells) for r in rows]
     for column in columns:
         rivals: dict[str | None, list[float]] = defaultdict(list)
@@ -240,7 +241,7 @@ def _mark_best(rows: list[Row], columns: list[Column]) -> list[Row]:
                 rivals[cell.group].append(cell.value)
         if column.direction == "none":
             continue
-        best = {g: (max if column.direction == "higher" else min)(v) for g, v in rivals.items() if len(v) > 1}
+        best = {g: (max if column.direction == "higher" else min)(v) for g, v in rivals.items() if min(v) < max(v)}
         for cells in marked:
             cell = cells[column.key]
             if cell.value is not None and best.get(cell.group) == cell.value:

@@ -48,7 +48,7 @@ class Cell(Frozen):
     group: str | None = None
     """Letter of the group of conditions; only values of one group are ranked together."""
     best: bool = False
-    """Best of its group in this column (and the group has more than one value)."""
+    """Best of its group in this column (and the group is not all equal)."""
     reason: str | None = None
     """Why the value is missing, or why a seed was left out of the mean."""
 

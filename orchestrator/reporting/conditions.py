@@ -25,6 +25,9 @@ _OF_THE_NETWORK = frozenset({"batch_size", "input_size"})
 """Noted with the conditions, but no reason to keep values apart: the batch size names a column of its own, and the
 input's size belongs to the network that is compared."""
 
+_WHILE_TRAINING = frozenset({"top1", "top5", "train_images_per_s"})
+"""Metrics that training itself took: its precision and compilation belong to the combination, not to the bench."""
+
 
 def relevant(metric: str, conditions: Mapping[str, JsonValue]) -> Conditions:
     """The conditions that values of this metric must share to be comparable, nested ones with dotted keys."""
@@ -51,7 +54,9 @@ def differences(groups: Mapping[str, Conditions]) -> dict[str, dict[str, JsonVal
 
 def _ignored(metric: str, key: str) -> bool:
     head = key.split(".")[0]
-    return head in _OF_THE_NETWORK or (metric in _COUNTED and head not in _COUNTING)
+    if head in _OF_THE_NETWORK or (metric in _WHILE_TRAINING and head in ("precision", "compile")):
+        return True
+    return metric in _COUNTED and head not in _COUNTING
 
 
 def _flat(conditions: Mapping[str, JsonValue], prefix: str = "") -> Conditions:

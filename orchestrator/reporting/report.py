@@ -224,5 +224,5 @@ def _conditions(comparison: Comparison) -> str:
 
 
 def _breakable(name: str) -> str:
-    """A name, escaped, that may break after `,` and `=` rather than inside a word."""
-    return escape(name).replace(",", ",<wbr>").replace("=", "=<wbr>")
+    """A name, escaped, that may break after `,` and `[` rather than inside a word."""
+    return escape(name).replace(",", ",<wbr>").replace("[", "[<wbr>")

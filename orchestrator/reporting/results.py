@@ -95,10 +95,12 @@ def number(value: object) -> float | None:
 
 
 def _at_several_batch_sizes(rows: Iterable[MetricRow]) -> set[str]:
-    """Names of the metrics that were taken at more than one batch size."""
+    """Names of the metrics that were taken at more than one batch size, that of training aside: it is no condition of
+    measurement but part of the combination."""
     sizes: dict[str, set[JsonValue]] = defaultdict(set)
     for r in rows:
-        sizes[r.name].add(batch_size(r))
+        if r.name != "train_images_per_s":
+            sizes[r.name].add(batch_size(r))
     return {name for name, found in sizes.items() if len(found) > 1}
 
 

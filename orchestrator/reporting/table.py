@@ -52,7 +52,7 @@ def table(comparison: Comparison, width: int = 120) -> RenderableType:
     ratio_shown = [_draw(comparison, c) for c in _columns(comparison)]
     kept, hidden = _fitting(ratio_shown, width - named.width - 5)
 
-    drawn = Table(title=_title(comparison), title_justify="left", title_style="bold", pad_edge=False, box=None)
+    drawn = Table(pad_edge=False, box=None)
     drawn.add_column("", no_wrap=True)
     drawn.add_column(named.title, overflow="fold")
     for column in kept:
@@ -61,7 +61,7 @@ def table(comparison: Comparison, width: int = 120) -> RenderableType:
         drawn.add_row(
             marks[i], named.cells[i], *(column.cells[i] for column in kept), style="" if r.measured else "dim"
         )
-    return Group(drawn, Text("\n".join(_foot(comparison, hidden))))
+    return Group(Text(_title(comparison), style="bold"), drawn, Text("\n".join(_foot(comparison, hidden))))
 
 
 def text(comparison: Comparison, width: int = 120) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.planning.plan import TrainStage
+from orchestrator.reporting import conditions
 from orchestrator.reporting.compare import compare, front, with_axes
 from orchestrator.reporting.comparison import Cell, Comparison, Row
 from specs.metrics import row
@@ -97,7 +98,8 @@ def test_best_and_pareto_by_brute_force(finished: Any) -> None:
     assert {r.name for r in comparison.rows if r.cells["macs"].best} == {
         name for name, (_, macs) in points.items() if macs == cheapest
     }
-    assert not any(r.cells["token_merging.kept"].best for r in comparison.rows)
+    assert not any(r.cells["token_merging.kept"].best for r in comparison.rows)  # no direction
+    assert not any(r.cells["params"].best for r in comparison.rows)  # all equal
 
 
 def test_other_axes_move_the_front(finished: Any) -> None:
@@ -213,3 +215,19 @@ def test_a_damaged_artefact_is_named(finished: Any) -> None:
     (finished.store.root / "stages" / digest / "rows.json").write_text("[]")
     with pytest.raises(StoreError, match=f"`stages/{digest}` is damaged"):
         compare(finished.plan, finished.store)
+
+
+def test_what_belongs_to_a_combination_keeps_nothing_apart() -> None:
+    """Precision and batch size of training, and the input's size, are what is compared; the bench's are not."""
+    one = {"images": "all", "precision": "fp32", "input_size": 28, "torch": "2.14.1"}
+    other = one | {"precision": "bf16", "input_size": 56}
+    assert (
+        conditions.relevant("top1", one) == conditions.relevant("top1", other) == {"images": "all", "torch": "2.14.1"}
+    )
+    assert conditions.relevant("latency_ms", one) != conditions.relevant("latency_ms", other)
+    assert conditions.relevant("macs", one) == {"images": "all"}
+    nested = {"baseline": {"model": "vit_tiny_patch16_224", "args": {"img_size": 28}}}
+    assert conditions.relevant("macs_ratio", nested) == {
+        "baseline.model": "vit_tiny_patch16_224",
+        "baseline.args.img_size": 28,
+    }

@@ -1,0 +1,111 @@
+"""`slimvit compare` and `slimvit ui`, from the outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import UsageError
+from orchestrator.reporting.command import compare_experiment
+from orchestrator.reporting.comparison import Comparison
+from orchestrator.reporting.ui import open_ui, serve
+from specs.experiment import TrackingSpec
+
+
+@pytest.fixture
+def kept(finished: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A finished experiment whose plan is in its store, in the current folder."""
+    monkeypatch.chdir(finished.root)
+    folder = finished.root / "plan"
+    folder.mkdir()
+    experiment = finished.experiment.model_copy(update={"tracking": TrackingSpec(uri="sqlite:///record.db")})
+    (folder / "plan.json").write_text(finished.plan.model_dump_json())
+    (folder / "experiment.json").write_text(experiment.model_dump_json())
+    finished.store.commit("plans/lab/20260101T000000Z-0123456789ab", folder)
+    return finished
+
+
+def test_json_and_csv_to_file_and_out(kept: Any) -> None:
+    printed = compare_experiment("lab", [], "json", None, kept.store.root)
+    assert len(Comparison.model_validate_json(printed).rows) == 6
+    said = compare_experiment("lab", [], "csv", Path("out/lab.csv"), kept.store.root)
+    assert said == str(kept.root / "out" / "lab.csv")
+    assert (kept.root / "out" / "lab.csv").read_text().count("\n") == 7
+
+
+def test_a_file_that_cannot_be_written(kept: Any) -> None:
+    (kept.root / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot be written.*--out"):
+        compare_experiment("lab", [], "csv", Path("file/lab.csv"), kept.store.root)
+
+
+def test_table_writes_the_report_and_the_record_and_the_ui_shows_them(kept: Any) -> None:
+    said = compare_experiment("lab", [], "table", None, kept.store.root)
+    report = kept.root / "reports" / "lab.html"
+    assert "6 of 6 combinations measured" in said
+    assert f"Report: {report}" in said
+    assert report.read_text().startswith("<!DOCTYPE html>")
+
+    script = "from pathlib import Path; from orchestrator.reporting.ui import open_ui; "
+    script += f"open_ui(port=0, store=Path({str(kept.store.root)!r}))"
+    ui = subprocess.Popen(
+        [sys.executable, "-u", "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    try:
+        assert ui.stdout is not None
+        line = ui.stdout.readline()
+        assert line.startswith("MLflow UI: http://127.0.0.1:")
+        address = line.split()[2]
+        request = urllib.request.Request(
+            f"{address}/api/2.0/mlflow/runs/search",
+            data=json.dumps({"experiment_ids": ["1"], "max_results": 100}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            runs = json.load(answer)["runs"]
+        assert len(runs) == 1 + len(kept.plan.combinations) + len(kept.plan.stages)
+        parent = next(r for r in runs if r["info"]["run_name"] == "lab")
+        report_url = f"{address}/get-artifact?path=lab.html&run_uuid={parent['info']['run_id']}"
+        with urllib.request.urlopen(report_url, timeout=30) as answer:
+            assert answer.read() == report.read_bytes()
+    finally:
+        ui.send_signal(signal.SIGINT)
+        rest, _ = ui.communicate(timeout=30)
+    assert "MLflow UI ended." in rest
+    assert ui.returncode == 0
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(address, timeout=5)
+
+
+def test_the_ui_needs_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"there is no record at .*mlflow\.db yet"):
+        open_ui()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_the_ui_needs_a_free_port(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"port {port} on 127\.0\.0\.1 cannot be used: .*--port"):
+            serve(f"sqlite:///{tmp_path / 'mlflow.db'}", port)
+
+
+def test_a_server_needs_no_ui_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    serve("http://mlflow.example:5000", 5000)
+    assert capsys.readouterr().out == "MLflow runs at http://mlflow.example:5000; open it in a browser.\n"
