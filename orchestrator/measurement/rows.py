@@ -56,7 +56,7 @@ class Rows:
         why: Mapping[str, str] | None = None,
         samples: Sequence[float] = (),
     ) -> None:
-        """The student's value over the baseline's; `why` says for each of the two what kept its value from being taken."""
+        """The student's value over the baseline's; `why` says what kept a value from being taken."""
         if self.baseline is None:
             self.add(name, None, conditions, reason=self.no_baseline)
         elif STUDENT in values and values.get(BASELINE):
