@@ -162,7 +162,7 @@ def export_network(artefact: Path, data: DataSpec, output_format: str, out: Path
     if output_format != "safetensors" and static_macs(network, tuple(images.shape[1:])) is None:  # type: ignore[arg-type]
         raise UsageError(
             f"`{output_format}` cannot hold this network: which part of it runs depends on the image, and a traced "
-            "file holds one path. Export it as safetensors, or train it without the strategy that decides (early exits)."
+            "file holds one path. Export it as safetensors, or train it without the strategy that decides (exits)."
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:

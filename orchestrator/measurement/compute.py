@@ -84,7 +84,8 @@ def _counted(network: nn.Module, images: Tensor) -> float:
     """MACs of one pass over these images."""
     with torch.no_grad(), unfused(network), FlopCounterMode(display=False) as counter:
         network(images)
-    return counter.get_total_flops() / 2
+    flops: int = counter.get_total_flops()
+    return flops / 2
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from orchestrator.errors import DataError
 from orchestrator.training.data import BatchSource
 from orchestrator.training.sources import open_images
 from specs.data import DataSpec
@@ -24,8 +25,9 @@ def validation_images(data: DataSpec, num: int) -> Tensor:
     images = open_images(data, "val")
     num = min(num, len(images))
     chosen = images.select([i * len(images) // num for i in range(num)])
-    pixels, _ = BatchSource(chosen, data, None, 0, 0).__getitems__([(0, i) for i in range(num)])
-    return pixels
+    batch = BatchSource(chosen, data, None, 0, 0).__getitems__([(0, i) for i in range(num)])
+    assert not isinstance(batch, DataError), "in this process it is raised"
+    return batch[0]
 
 
 def random_images(num: int, shape: tuple[int, int, int]) -> Tensor:

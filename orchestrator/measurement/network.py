@@ -99,7 +99,7 @@ def load_deployed(folder: Path) -> Deployed:
     return _at_the_end(student, lasting)
 
 
-def _at_the_end(student: Student, strategies: Sequence[Strategy[Any]]) -> Deployed:
+def _at_the_end(student: Student, strategies: list[Strategy[Any]]) -> Deployed:
     for strategy in strategies:
         strategy.at(student, 1.0)
     return Deployed(student.eval(), strategies)

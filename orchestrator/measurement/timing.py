@@ -176,7 +176,8 @@ def _seconds_on_gpu(calls: Sequence[Callable[[], object]]) -> float:
         call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1000
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds / 1000
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def vit_macs(
 ) -> int:
     """MACs of a ViT by hand: patch embedding, then per block qkv, scores, values, projection and MLP, then the head.
 
-    `tokens` has one entry per block and one more at the end: what a block's MLP sees is what the next block starts with.
+    `tokens` has an entry per block and one more: what a block's MLP sees is what the next block starts with.
     """
     total = patches * 3 * patch * patch * D + D * C
     for before, after, A, M in zip(tokens, tokens[1:], heads_width, mlp, strict=True):

@@ -43,12 +43,12 @@ def test_peak_of_a_vit(toy_vit: ModelSpec) -> None:
 
 
 def test_what_does_not_fit_is_said(toy_vit: ModelSpec) -> None:
-    with pytest.raises(DoesNotFit, match="does not fit at batch 2000000000"):
-        Probe(job(toy_vit, 2_000_000_000)).result()
+    with pytest.raises(DoesNotFit, match="does not fit at batch 2000000000000"):
+        Probe(job(toy_vit, 2_000_000_000_000)).result()
 
 
 def test_a_broken_probe_says_why(toy_vit: ModelSpec, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the memory probe failed.*missing"):
+    with pytest.raises(RuntimeError, match=r"the memory probe failed.*missing"):
         Probe(job(toy_vit, 1, images=tmp_path / "missing")).result()
 
 

@@ -71,7 +71,7 @@ def test_batches_wrap_around() -> None:
 
 
 def test_memory_that_runs_out_is_a_result() -> None:
-    with pytest.raises(timing.DoesNotFit, match="^does not fit at batch 7$"), timing.out_of_memory_as_result(7):
+    with pytest.raises(timing.DoesNotFit, match=r"^does not fit at batch 7$"), timing.out_of_memory_as_result(7):
         torch.empty(10**15)
 
 
