@@ -40,7 +40,11 @@ Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec file (YAML)
 Assignments = Annotated[
     list[str],
     typer.Option(
-        "--set", metavar="PATH=VALUE", help="Override a value, e.g. stages.0.training.epochs=3; may be repeated."
+        "--set",
+        default_factory=list,
+        show_default=False,
+        metavar="PATH=VALUE",
+        help="Override a value, e.g. stages.0.training.epochs=3; may be repeated.",
     ),
 ]
 Store = Annotated[Path | None, typer.Option(help="Artefact store, if no spec names it.", metavar="DIR")]
@@ -51,7 +55,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines."
 @app.command()
 def run(
     spec: Spec,
-    assignments: Assignments = [],  # noqa: B006
+    assignments: Assignments,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use instead of an embedded one.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")] = False,
 ) -> None:
@@ -62,7 +66,7 @@ def run(
 
 
 @app.command()
-def plan(spec: Spec, assignments: Assignments = [], as_json: AsJson = False) -> None:  # noqa: B006
+def plan(spec: Spec, assignments: Assignments, as_json: AsJson = False) -> None:
     """Show the stages of a spec, what sharing them saves, and which are done."""
     from orchestrator.planning import describe
     from orchestrator.planning.make import make_plan
@@ -76,7 +80,7 @@ def plan(spec: Spec, assignments: Assignments = [], as_json: AsJson = False) -> 
 def explain(
     spec: Spec,
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="Label, or the beginning of the digest, as in `plan`.")],
-    assignments: Assignments = [],  # noqa: B006
+    assignments: Assignments,
 ) -> None:
     """Say why a stage is to run: what differs from the nearest finished one."""
     from orchestrator.planning import describe
@@ -89,7 +93,7 @@ def explain(
 @app.command()
 def compare(
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A spec file, or an experiment's name.")],
-    assignments: Assignments = [],  # noqa: B006
+    assignments: Assignments,
     output_format: Annotated[str, typer.Option("--format", help="table, json, csv or html.")] = "table",
     out: Annotated[Path | None, typer.Option(help="File to write instead of printing.", metavar="FILE")] = None,
     store: Store = None,
@@ -107,7 +111,7 @@ def export(
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A spec file, or an experiment's name.")],
     combination: Annotated[str, typer.Argument(metavar="COMBINATION", help="Name as in `compare`.")],
     output_format: Annotated[str, typer.Option("--format", help="safetensors, torchscript, onnx or pt2.")],
-    assignments: Assignments = [],  # noqa: B006
+    assignments: Assignments,
     out: Annotated[Path | None, typer.Option(help="File to write.", metavar="PATH")] = None,
     store: Store = None,
 ) -> None:
@@ -125,17 +129,38 @@ def export(
 def measure(
     model: Annotated[str, typer.Option(help="Network in timm's registry.", metavar="NAME")],
     model_args: Annotated[
-        list[str], typer.Option("--model-arg", help="Argument of the network; may be repeated.", metavar="K=V")
-    ] = [],  # noqa: B006
+        list[str],
+        typer.Option(
+            "--model-arg",
+            default_factory=list,
+            show_default=False,
+            metavar="K=V",
+            help="Argument of the network; repeatable.",
+        ),
+    ],
     strategies: Annotated[
         list[str],
-        typer.Option("--strategy", help="Strategy with its options; may be repeated.", metavar="NAME:K=V,…"),
-    ] = [],  # noqa: B006
+        typer.Option(
+            "--strategy", default_factory=list, show_default=False, metavar="NAME:K=V,…", help="Strategy; repeatable."
+        ),
+    ],
     batch_sizes: Annotated[
-        list[int], typer.Option("--batch-size", min=1, help="Batch size of the throughput; may be repeated.")
-    ] = [1, 64],  # noqa: B006
+        list[int],
+        typer.Option(
+            "--batch-size",
+            default_factory=lambda: [1, 64],
+            show_default="1, 64",
+            min=1,
+            help="Batch size of the throughput; repeatable.",
+        ),
+    ],
+    only: Annotated[
+        list[str],
+        typer.Option(
+            default_factory=list, show_default=False, metavar="A,B", help="Metrics to take, e.g. params,macs."
+        ),
+    ],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    only: Annotated[list[str], typer.Option(help="Metrics to take, e.g. params,macs.", metavar="A,B")] = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Measure a network, with or without strategies, without training it."""
@@ -182,7 +207,7 @@ def schema() -> None:
 
 
 @app.command()
-def submit(spec: Spec, address: Address, assignments: Assignments = []) -> None:  # noqa: B006
+def submit(spec: Spec, address: Address, assignments: Assignments) -> None:
     """Send a run to a Ray cluster and return. Sending the same spec again finds the same job."""
     from orchestrator.execution import jobs
 
@@ -223,10 +248,10 @@ def stop(job: JobId, address: Address) -> None:
 
 @app.command()
 def ui(
+    assignments: Assignments,
     spec: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Spec whose record is shown.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the MLflow UI; 0 = any free one.")] = 5000,
     store: Store = None,
-    assignments: Assignments = [],  # noqa: B006
 ) -> None:
     """Open the MLflow UI on the record of all runs."""
     from orchestrator.reporting.ui import open_ui

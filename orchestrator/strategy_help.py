@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
+from collections.abc import Mapping
+from typing import Any
 
 from orchestrator.describe_options import as_yaml, options
 from strategies import registry
+from strategies.api import Strategy
 
 
 def overview() -> str:
@@ -38,8 +41,7 @@ def details(name: str) -> str:
             continue
         meaning = textwrap.indent(textwrap.fill(option.meaning, 100), "      ")
         parts.append(f"  {option.name}: {option.type}; default {option.default}\n{meaning}")
-    example = max(strategy.examples, key=len, default={})
-    entry = as_yaml({"name": name, **example})
+    entry = as_yaml({"name": name, **longest_example(strategy)})
     parts.append(f"In a spec:\n\n    strategies:\n      - {entry}")
     return "\n\n".join(parts)
 
@@ -59,6 +61,11 @@ def as_json(name: str | None = None) -> str:
             }
         )
     return json.dumps(found, indent=2)
+
+
+def longest_example(strategy: type[Strategy[Any]]) -> Mapping[str, Any]:
+    """The example with the most options."""
+    return max(strategy.examples, key=lambda example: len(example), default={})
 
 
 def summary(strategy: type) -> str:
