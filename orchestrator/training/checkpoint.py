@@ -102,11 +102,11 @@ def read_json(path: Path, format_version: int) -> dict[str, Any]:
         StoreError: if it is missing, damaged or of another format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is no readable description of a checkpoint: {error}") from error
     found = content.get("format_version") if isinstance(content, dict) else None
-    if found != format_version:
+    if not isinstance(content, dict) or found != format_version:
         raise StoreError(
             f"{path} has format {found!r}, and this version of slimvit reads format {format_version}; "
             "run the stage again, or use the version that wrote it"

@@ -6,6 +6,7 @@ Shapes: B images in the batch, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,9 +116,9 @@ class Loader:
         self, source: BatchSource, order: Iterable[list[Key]], num_processes: int, device: torch.device
     ) -> None:
         self.source, self.order, self.device = source, order, device
-        self.loader: DataLoader[Batch | DataError] = DataLoader(
+        self.loader: DataLoader[Any] = DataLoader(
             source,
-            batch_sampler=order,  # type: ignore[arg-type]  # an iterable of lists is all that is used
+            batch_sampler=order,
             num_workers=num_processes,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
@@ -137,7 +138,7 @@ class Loader:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
-def _as_it_is(batch: Batch | DataError) -> Batch | DataError:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

@@ -24,6 +24,8 @@ class LossMeter:
         self.pending: list[tuple[int, Tensor]] = []
         self.sums: dict[str, float] = {}
         """Sums over the epoch so far, and `count`, the micro-batches."""
+        self.latest = math.nan
+        """Loss of the last micro-batch that was read."""
 
     def add(self, step: int, loss: Tensor, terms: dict[str, Tensor]) -> None:
         """Note the loss and the terms of a micro-batch."""
@@ -52,14 +54,10 @@ class LossMeter:
             for name, value in zip(self.names, values, strict=True):
                 self.sums[name] = self.sums.get(name, 0.0) + value
             self.sums["count"] = self.sums.get("count", 0.0) + 1
-        self.last = table[-1][0]
+        self.latest = table[-1][0]
         self.pending.clear()
 
-    @property
-    def latest(self) -> float:
-        """Loss of the last micro-batch that was read."""
-        return self.last
-
-    def means(self, sums: dict[str, float]) -> dict[str, float]:
+    @staticmethod
+    def means(sums: dict[str, float]) -> dict[str, float]:
         """Means from sums (of this worker, or of all)."""
         return {name: total / sums["count"] for name, total in sums.items() if name != "count"}

@@ -6,7 +6,7 @@ Shapes: B images in the micro-batch, C classes.
 from __future__ import annotations
 
 import numpy as np
-from timm.data import Mixup
+from timm.data.mixup import Mixup
 from torch import Tensor
 
 from orchestrator.training.seeding import derive

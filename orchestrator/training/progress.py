@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from cluster.storage import ArtifactStore
@@ -37,7 +37,7 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
     """One `Progress` an epoch."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Loss sums of this worker in the unfinished epoch."""
+    """Loss sums of all workers in the unfinished epoch."""
     training_s: float = 0.0
     """Seconds in the training loop, without evaluation and checkpoints."""
     total_s: float = 0.0

@@ -14,7 +14,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 
 from orchestrator.errors import StoreError
 from orchestrator.planning.plan import TrainStage
@@ -36,6 +36,8 @@ from orchestrator.training.stopping import StopVote
 from strategies.losses import total_loss
 
 SECONDS_BETWEEN_REPORTS = 0.5
+SMALLEST_EVALUATION_BATCH = 64
+"""Images of a forward pass without gradients; memory that trains a few images holds so many."""
 
 
 def run_train_stage(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, Any]:
@@ -73,7 +75,8 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     check_classes(images, stage.num_classes)
     if training.epochs:
         check_fits(len(images), training.batch_size)
-    validation = validation_loader(stage.data, micro_batch, device, rank=group.rank, world_size=group.world_size)
+    evaluation_batch = max(micro_batch, SMALLEST_EVALUATION_BATCH)
+    validation = validation_loader(stage.data, evaluation_batch, device, rank=group.rank, world_size=group.world_size)
     check_classes(validation.source.images, stage.num_classes)
 
     # Networks: component → dynamic → distillation inside `assemble`, then average, compile, DDP
@@ -81,6 +84,8 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     student, teacher, strategies = networks.student, networks.teacher, networks.strategies
     optimizer = make_optimizer(student, training.optimizer)
     ema = ModelEmaV3(student, decay=training.ema) if training.ema is not None else None
+    if training.compile:
+        torch.compiler.reset()  # else a lane's tenth stage would find the limit of graphs for one function reached
     forward = group.parallel(torch.compile(student) if training.compile else student)  # type: ignore[arg-type]
     teach = torch.compile(teacher) if training.compile and teacher is not None else teacher
     evaluated = student if ema is None else ema.module
@@ -98,7 +103,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     position = progress_store.load(first_step, trainable) if first_step else Position()
     earlier_s = position.total_s
     meter = LossMeter(stage.label, eager=device.type == "cpu")
-    meter.sums = position.sums
+    meter.sums = position.sums if group.is_first else {}
 
     def report(kind: Any, step: int, values: dict[str, float]) -> Progress:
         epoch = -(-step // steps_per_epoch) if steps_per_epoch else 0
@@ -108,7 +113,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         return progress
 
     def save_progress() -> None:
-        position.sums, position.total_s = meter.sums, earlier_s + time.monotonic() - started
+        position.sums, position.total_s = group.sum_by_name(meter.sums), earlier_s + time.monotonic() - started
         if group.is_first:
             progress_store.save(position, trainable)
 

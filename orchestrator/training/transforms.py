@@ -94,13 +94,14 @@ class _ToMode:
 
 def _fixed(data: DataSpec, resized: int) -> ImageTransform:
     size = data.image_size
-    return transforms.Compose(
+    transform: ImageTransform = transforms.Compose(
         [
             _ToMode(data),
             transforms.Resize(resized, interpolation=InterpolationMode(data.interpolation)),
             transforms.CenterCrop(size),
         ]
     )
+    return transform
 
 
 def _policy(text: str, data: DataSpec) -> Any:

@@ -1,0 +1,73 @@
+"""Several workers train what one worker trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.local import LocalStore
+from specs.data import Sample
+from strategies import registry
+
+SCRIPT = Path(__file__).with_name("run_stage.py")
+ROOT = Path(__file__).parents[2]
+
+
+def history(store, stage):
+    text = (store.fetch(f"stages/{stage.digest}") / "history.jsonl").read_text()
+    return [json.loads(line)["values"] for line in text.splitlines()]
+
+
+def test_two_workers_follow_the_curve_of_one(make_stage, run, tmp_path):
+    # 27 validation images over two workers: 14 and 13, in uneven last batches.
+    data = Sample(kind="sample", limit_train=96, limit_val=27)
+    mixing = {"mixup": 0.4, "cutmix": 1.0, "crop_padding": 2, "random_erasing": 0.3}
+    exits = registry.resolver("early_exit").model_validate({"name": "early_exit", "blocks": (1,), "threshold": 0.12})
+    stage = make_stage(
+        strategies=(exits,),
+        data=data,
+        epochs=2,
+        batch_size=24,
+        micro_batch=6,
+        clip_grad=1.0,
+        ema=0.9,
+        augmentation=mixing,
+    )
+    file = tmp_path / "stage.json"
+    file.write_text(stage.model_dump_json())
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                SCRIPT,
+                file,
+                tmp_path / "two",
+                tmp_path / "scratch2",
+                "0",
+                str(rank),
+                "2",
+                tmp_path / "meet",
+            ],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors
+
+    one, two = LocalStore(tmp_path / "one"), LocalStore(tmp_path / "two")
+    run(stage, store=one)
+    for alone, together in zip(history(one, stage), history(two, stage), strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+        assert together["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-4)
+        assert 0 < alone["early_exit.exited_1"] < 1
+        for name in ("val_top1", "val_top5", "early_exit.exited_1"):
+            assert together[name] == pytest.approx(alone[name])
