@@ -228,9 +228,14 @@ def _ask(model: str, args: Mapping[str, Any]) -> ModelFacts:
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "strategies.catalog_build", "--one", model, json.dumps(args)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=BUILDER_TIMEOUT_S, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=BUILDER_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(
+            f"timm did not describe `{model}` within {BUILDER_TIMEOUT_S} s. Way out: try again on a machine less busy."
+        ) from error
     if done.returncode:
         last = (done.stdout if done.stdout.strip() else done.stderr).strip().splitlines()[-1:] or ["no reason given"]
         kind = UnknownModelError if done.returncode == UNKNOWN else ValueError

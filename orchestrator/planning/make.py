@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.errors import PlanError
-from orchestrator.planning.digest import FORMAT, MEASUREMENT_VERSION, canonical, digest_of
+from orchestrator.planning.digest import FORMAT, MEASUREMENT_VERSION, digest_of
 from orchestrator.planning.environment import numerics, resolved, training_device
 from orchestrator.planning.expand import Cell, cells
 from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, TrainStage
@@ -13,6 +13,7 @@ from orchestrator.planning.slices import Incompatible, Slices
 from orchestrator.planning.train_stages import TrainStages
 from specs.data import DataSpec
 from specs.load import SpecDocument
+from specs.measurement import MeasurementSpec
 
 SHOWN_CONFLICTS = 20
 
@@ -35,7 +36,8 @@ class _Planner:
         self.slices = Slices(document)
         self.environment = numerics(training_device(self.experiment.resources))
         self.training = TrainStages(document, self.slices, self.environment)
-        self.measured: dict[tuple[str, str], MeasureStage] = {}
+        self.conditions: dict[int, tuple[MeasurementSpec, dict[str, Any]]] = {}
+        self.measured: dict[tuple[str, int], MeasureStage] = {}
 
     def plan(self) -> Plan:
         """All combinations, their stages parents first."""
@@ -88,13 +90,16 @@ class _Planner:
 
     def _measure(self, result: TrainStage, cell: Cell) -> MeasureStage:
         """The measurement of a combination's last network."""
-        wanted = resolved(self.slices.get("measurement", cell.choice), self.experiment.resources)
+        written: MeasurementSpec = self.slices.get("measurement", cell.choice)
         data: DataSpec = self.slices.get("data", cell.choice)
-        conditions = wanted.model_dump(mode="json")
-        manifest, data_part = self.training.data(data)
-        key = (result.digest, canonical(conditions))
+        key = (result.digest, id(written))  # slices keep what they hand out alive
         stage = self.measured.get(key)
         if stage is None:
+            if id(written) not in self.conditions:
+                filled = resolved(written, self.experiment.resources)
+                self.conditions[id(written)] = (filled, filled.model_dump(mode="json"))
+            wanted, conditions = self.conditions[id(written)]
+            manifest, data_part = self.training.data(data)
             parts: dict[str, Any] = {
                 "format": FORMAT,
                 "kind": "measure",

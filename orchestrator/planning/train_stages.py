@@ -44,7 +44,10 @@ class Node:
 
 @dataclass
 class TrainStages:
-    """Builds training stages, each once; all fields below `environment` are memos."""
+    """Builds training stages, each once; all fields below `environment` are memos.
+
+    Where a memo goes by `id`, its key is a slice, which `slices` keeps alive and hands out as the same object.
+    """
 
     document: SpecDocument
     slices: Slices
@@ -55,9 +58,9 @@ class TrainStages:
     fatal: dict[str, None] = field(default_factory=dict)
     """Mistakes that no `on_conflict: drop` forgives (an ordered set)."""
     _nodes: dict[tuple[int, Choice], Node] = field(default_factory=dict)
-    _manifests: dict[str, tuple[Manifest, dict[str, Any]]] = field(default_factory=dict)
+    _manifests: dict[int, tuple[Manifest, dict[str, Any]]] = field(default_factory=dict)
     _verdicts: dict[tuple[Any, ...], tuple[tuple[str, ...], bool]] = field(default_factory=dict)
-    _strategies: dict[str, tuple[Strategy[Any], dict[str, Any]]] = field(default_factory=dict)
+    _strategies: dict[int | str, tuple[Strategy[Any], dict[str, Any]]] = field(default_factory=dict)
     _networks: dict[tuple[Any, ...], Network] = field(default_factory=dict)
     _ancestors: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -167,10 +170,12 @@ class TrainStages:
             return node.network, node, set(node.axes)
         axes = set() if spec.model is not None else set(self.slices.axes("student"))
         wanted: ModelSpec = spec.model if spec.model is not None else self.slices.get("student", choice)
-        model = student_model(wanted, data, manifest.num_classes)
-        if spec.init.checkpoint is not None:
-            return self._network(spec.init.checkpoint, model, data), None, axes
-        return self._network(None, model, data), None, axes
+        key = ("student", id(wanted), id(data), spec.init.checkpoint)
+        network = self._networks.get(key)
+        if network is None:
+            model = student_model(wanted, data, manifest.num_classes)
+            network = self._networks[key] = _network(spec.init.checkpoint, model, data)
+        return network, None, axes
 
     def _teacher(
         self, i: int, spec: StageSpec, data: DataSpec, manifest: Manifest, choice: Choice
@@ -186,8 +191,16 @@ class TrainStages:
                 return None, None, axes  # the default teacher itself learns alone, and so do the stages before it
             node = self.node(self._earlier(i, chosen.stage), choice)
             return node.network, node, axes | node.axes
-        model = None if chosen.model is None else teacher_model(chosen.model, data, manifest.num_classes)
-        return self._network(chosen.checkpoint, model, data), None, axes
+        key = ("teacher", id(chosen), id(data))
+        network = self._networks.get(key)
+        if network is None:
+            try:
+                model = None if chosen.model is None else teacher_model(chosen.model, data, manifest.num_classes)
+                network = self._networks[key] = _network(chosen.checkpoint, model, data)
+            except ValueError as error:
+                kind = UnknownModelError if isinstance(error, UnknownModelError) else ValueError
+                raise kind(f"its teacher: {error}") from error
+        return network, None, axes
 
     def _earlier(self, i: int, name: str) -> int:
         """Position of an earlier stage; axes may have assigned a name that validation has not seen."""
@@ -197,22 +210,9 @@ class TrainStages:
             raise Incompatible(f"there is no stage `{name}` before it. Way out: one of {known}.")
         return names.index(name)
 
-    def _network(self, checkpoint: str | None, model: ModelSpec | None, data: DataSpec) -> Network:
-        key = (checkpoint, None if model is None else canonical(model.model_dump(mode="json")), data.image_size)
-        found = self._networks.get(key)
-        if found is None:
-            if checkpoint is not None:
-                found = from_checkpoint(checkpoint, model, data)
-            else:
-                assert model is not None
-                found = from_timm(model, data)
-            self._networks[key] = found
-        return found
-
     def data(self, data: DataSpec) -> tuple[Manifest, dict[str, Any]]:
         """What the data holds, and its part of digests."""
-        key = canonical(data.model_dump(mode="json"))
-        found = self._manifests.get(key)
+        found = self._manifests.get(id(data))
         if found is None:
             manifest = manifest_of(data)
             if len(data.mean) != len(data.std):
@@ -220,17 +220,20 @@ class TrainStages:
                     f"`data.mean` has {len(data.mean)} values and `data.std` {len(data.std)}; one a channel."
                 )
             part = data.model_dump(mode="json", exclude=NOT_IN_DATA_DIGEST) | {"manifest": manifest.digest}
-            found = self._manifests[key] = (manifest, part)
+            found = self._manifests[id(data)] = (manifest, part)
         return found
 
     def _strategy(self, config: StrategyConfig) -> tuple[Strategy[Any], dict[str, Any]]:
         """The strategy and its part of the digest; equal options share one object."""
-        options = config.model_dump(mode="json")
-        key = canonical(options)
-        found = self._strategies.get(key)
+        found = self._strategies.get(id(config))
         if found is None:
-            strategy = registry.build(config)
-            found = self._strategies[key] = (strategy, {"options": options, "version": strategy.version})
+            options = config.model_dump(mode="json")
+            key = canonical(options)
+            found = self._strategies.get(key)
+            if found is None:
+                strategy = registry.build(config)
+                found = self._strategies[key] = (strategy, {"options": options, "version": strategy.version})
+            self._strategies[id(config)] = found
         return found
 
     def _verdict(self, built: list[tuple[Strategy[Any], dict[str, Any]]], facts: Facts) -> tuple[tuple[str, ...], bool]:
@@ -262,3 +265,10 @@ class TrainStages:
 
 def _needs_teacher(strategy: Strategy[Any], facts: Facts) -> bool:
     return any(claim.what.startswith("teacher.") for claim in strategy.claims(facts).needs)
+
+
+def _network(checkpoint: str | None, model: ModelSpec | None, data: DataSpec) -> Network:
+    if checkpoint is not None:
+        return from_checkpoint(checkpoint, model, data)
+    assert model is not None, "a network comes from a stage, a checkpoint or a model"
+    return from_timm(model, data)

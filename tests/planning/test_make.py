@@ -237,6 +237,14 @@ def test_a_published_teacher_keeps_its_classes_and_is_refused_for_others(planned
         )
 
 
+def test_a_teacher_that_does_not_fit_is_called_the_teacher(planned):
+    stages = [{"name": "student", "strategies": [{"name": "response"}]}]
+    with pytest.raises(PlanError, match=r"stage `student`: its teacher: .*28 px.*Way out"):
+        planned(teacher={"model": {"model": "deit_small_patch16_224"}}, stages=stages)
+    with pytest.raises(PlanError, match="its teacher: .*Nearest: `deit_small_patch16_224`"):
+        planned(teacher={"model": {"model": "deit_smal_patch16_224"}}, stages=stages)
+
+
 def test_a_teacher_from_timm_is_completed_too(planned):
     teacher = {"model": {"model": "deit_small_patch16_224", "args": {"patch_size": 4}}}
     stage = result(planned(teacher=teacher, stages=[{"name": "student", "strategies": [{"name": "response"}]}]))
