@@ -112,7 +112,7 @@ def export(
     combination: Annotated[str, typer.Argument(metavar="COMBINATION", help="Name as in `compare`.")],
     output_format: Annotated[str, typer.Option("--format", help="safetensors, torchscript, onnx or pt2.")],
     assignments: Assignments,
-    out: Annotated[Path | None, typer.Option(help="File to write.", metavar="PATH")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; must not exist yet.", metavar="PATH")] = None,
     store: Store = None,
 ) -> None:
     """Write a combination's network as a usable model, checked against the original on real images."""
