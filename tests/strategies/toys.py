@@ -18,6 +18,8 @@ from strategies.compose import build_model, compose, student_of, teacher_of
 from strategies.facts import Facts
 from strategies.losses import total_loss
 
+torch.set_num_threads(1)  # networks this small only lose time to a second thread
+
 TOY = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 10}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("vit_tiny_patch16_224", {}),

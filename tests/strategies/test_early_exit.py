@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from strategies.api import OptionError
+from strategies.dynamic.exit_head import confidence
+from strategies.state import Output
+from tests.strategies.toys import facts_for, images, strategy, student, toy
+
+# Random heads on a toy network are all about equally unsure; scaling them spreads the confidences over (0, 1).
+SPREAD = 40.0
+
+
+def network_with_exits(variant: str, *others: Any, **options: Any) -> Any:
+    network = student(toy(variant), strategy("early_exit", options), *others)
+    with torch.no_grad():
+        for head in network.extras["early_exit"].values():
+            head.fc.weight.mul_(SPREAD)
+    return network.eval()
+
+
+def masked_reference(network: Any, x: Tensor, blocks: list[int], threshold: float) -> tuple[Tensor, list[int]]:
+    """Run every image through the whole timm network, then pick the first confident exit of each."""
+    model = network.model
+    tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+    answers = {}
+    for i, block in enumerate(model.blocks):
+        tokens = block(tokens)
+        if i in blocks:
+            head = network.extras["early_exit"][str(i)]
+            summary = tokens[:, 0] if model.cls_token is not None else tokens.mean(1)
+            answers[i] = head.fc(head.norm(summary))
+    answers[len(model.blocks) - 1] = model.forward_head(model.norm(tokens))
+    logits, left = [], []
+    for image in range(len(x)):
+        for block, answer in answers.items():
+            if block == len(model.blocks) - 1 or float(answer[image].softmax(-1).max()) > threshold:
+                logits.append(answer[image])
+                left.append(block)
+                break
+    return torch.stack(logits), left
+
+
+@pytest.mark.parametrize("variant", ["plain", "average_pool", "distilled", "registers"])
+@pytest.mark.parametrize("quantile", [0.2, 0.7])
+def test_compacted_batch_equals_the_masked_reference(variant: str, quantile: float) -> None:
+    network, x = network_with_exits(variant, blocks=[0, 1, 2]), images(24)
+    with torch.no_grad():
+        confidences = torch.stack([logits.softmax(-1).amax(-1) for logits in network.train()(x).exits.values()])
+        threshold = float(confidences[0].quantile(quantile))  # so that some images leave at the first exit
+        for head in network.extras["early_exit"].values():
+            head.threshold.fill_(threshold)
+        out, (logits, left) = network.eval()(x), masked_reference(network, x, [0, 1, 2], threshold)
+    torch.testing.assert_close(out.logits, logits, atol=1e-5, rtol=1e-5)
+    assert out.exit_block.tolist() == left
+    assert left.count(0) == int((confidences[0] > threshold).sum())
+    assert len(set(left)) > 1
+
+
+def test_nothing_is_computed_after_the_last_image_has_left() -> None:
+    network, x = network_with_exits("plain", blocks=[1, 2], threshold=0.0), images()
+    with torch.no_grad():
+        out, (logits, left) = network(x), masked_reference(network, x, [1, 2], 0.0)
+    torch.testing.assert_close(out.logits, logits, atol=1e-5, rtol=1e-5)
+    assert out.exit_block.tolist() == left == [1] * 6
+    assert out.num_tokens == [65, 65]
+
+
+def test_images_that_left_cost_nothing() -> None:
+    network, x = network_with_exits("plain", blocks=[0, 1, 2], threshold=0.6), images(24)
+    rows: list[int] = []
+    for block in network.model.blocks:
+        block.mlp.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    with torch.no_grad():
+        left = network(x).exit_block
+    assert rows == [num for block in range(4) if (num := int((left >= block).sum()))]
+    assert rows[0] > rows[-1] > 0
+
+
+def test_together_with_merging_a_batch_equals_single_images() -> None:
+    merging = strategy("token_merging", {"r": 8})
+    network, x = network_with_exits("average_pool", merging, blocks=[0, 1, 2], threshold=0.6), images(12)
+    with torch.no_grad():
+        out, single = network(x), [network(image) for image in x.split(1)]
+    torch.testing.assert_close(out.logits, torch.cat([s.logits for s in single]), atol=1e-5, rtol=1e-5)
+    assert out.exit_block.tolist() == [int(s.exit_block) for s in single]
+    assert len(set(out.exit_block.tolist())) > 1
+
+
+def test_certainty_itself_does_not_exceed_a_threshold_of_one() -> None:
+    logits = torch.tensor([[1e4, 0.0, 0.0], [80.0, 0.0, 1.0]])
+    assert not (confidence(logits) > 1.0).any()
+
+
+def test_all_images_pass_all_exits_in_training() -> None:
+    network = network_with_exits("plain", blocks=[0, 2], threshold=0.0).train()
+    out = network(images())
+    assert out.exit_block is None
+    assert {b: tuple(logits.shape) for b, logits in out.exits.items()} == {0: (6, 10), 2: (6, 10)}
+    assert out.num_tokens == [65] * 4
+
+
+def log_softmax(logits: Tensor) -> np.ndarray:
+    z = logits.detach().double().numpy()
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def a_training_output() -> Output:
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(5, 7, generator=generator, requires_grad=True)  # noqa: E731
+    return Output(draw(), exits={0: draw(), 2: draw()}, num_tokens=[65] * 4)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_exit_losses_equal_their_definition(soft: bool) -> None:
+    out, taught = a_training_output(), Output(torch.randn(5, 7))
+    labels = torch.tensor([0, 3, 6, 2, 2])
+    wanted = torch.softmax(torch.randn(5, 7), -1) if soft else torch.nn.functional.one_hot(labels, 7).double()
+    terms = strategy("early_exit", {"blocks": [0, 2], "distill": "teacher"}).losses(
+        out, taught, wanted if soft else labels
+    )
+    cross_entropy = {b: -(wanted.numpy() * log_softmax(z)).sum(-1).mean() for b, z in out.exits.items()}
+    guide = log_softmax(taught.logits)
+    divergence = {b: (np.exp(guide) * (guide - log_softmax(z))).sum(-1).mean() for b, z in out.exits.items()}
+    assert terms["exits"].item() == pytest.approx(1 / 4 * cross_entropy[0] + 3 / 4 * cross_entropy[2], rel=1e-5)
+    assert terms["distill"].item() == pytest.approx(1 / 4 * divergence[0] + 3 / 4 * divergence[2], rel=1e-5)
+
+
+def test_the_last_logits_teach_but_do_not_learn_from_the_exits() -> None:
+    out = a_training_output()
+    exits = strategy("early_exit", {"blocks": [0, 2], "distill": "last"})
+    exits.losses(out, None, torch.zeros(5, dtype=torch.int64))["distill"].backward()
+    assert out.logits.grad is None
+    assert all(float(z.grad.abs().sum()) > 0 for z in out.exits.values())
+    same = Output(out.logits, exits={1: out.logits}, num_tokens=[65] * 4)
+    assert exits.losses(same, None, torch.zeros(5, dtype=torch.int64))["distill"].item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(2, (0,)), (4, (0, 1, 2)), (12, (2, 5, 8)), (24, (5, 11, 17))])
+def test_exits_stand_at_the_quarters_by_default(depth: int, blocks: tuple[int, ...]) -> None:
+    assert strategy("early_exit", {}).exits(depth) == blocks
+
+
+@pytest.mark.parametrize(("block", "problem"), [(3, "block 3 is the last one"), (7, "there is no block 7")])
+def test_an_exit_after_the_last_block_is_refused(block: int, problem: str) -> None:
+    with pytest.raises(OptionError, match=problem) as caught:
+        strategy("early_exit", {"blocks": [1, block]}).claims(facts_for(toy()))
+    assert caught.value.allowed == "blocks from 0 to 2"
+
+
+def test_shares_of_exits_are_reported() -> None:
+    exits = strategy("early_exit", {"blocks": [0, 2]})
+    exits.wrap(student(toy()), facts_for(toy()))
+    out = Output(torch.zeros(4, 10), exit_block=torch.tensor([0, 3, 0, 2]))
+    assert exits.measure(out) == {"exited_0": 0.5, "exited_2": 0.25}
