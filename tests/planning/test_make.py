@@ -241,7 +241,7 @@ def test_a_teacher_that_does_not_fit_is_called_the_teacher(planned):
     stages = [{"name": "student", "strategies": [{"name": "response"}]}]
     with pytest.raises(PlanError, match=r"stage `student`: its teacher: .*28 px.*Way out"):
         planned(teacher={"model": {"model": "deit_small_patch16_224"}}, stages=stages)
-    with pytest.raises(PlanError, match="its teacher: .*Nearest: `deit_small_patch16_224`"):
+    with pytest.raises(PlanError, match=r"its teacher: .*Nearest: `deit_small_patch16_224`"):
         planned(teacher={"model": {"model": "deit_smal_patch16_224"}}, stages=stages)
 
 
