@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from specs.model import ModelSpec
+# Toy networks gain nothing from threads, and lose much where the cores are busy. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from specs.model import ModelSpec  # noqa: E402
 
 CIFAR10_VARIABLE = "SLIMVIT_TEST_CIFAR10"
 TRAIN_PER_CLASS, VAL_PER_CLASS = 40, 20
