@@ -17,7 +17,7 @@ name: tiny
 data: {kind: sample, name: mnist5k, limit_train: 320, limit_val: 100}
 student: {model: vit_tiny_patch16_224, args: {patch_size: 7, embed_dim: 48, depth: 2, num_heads: 3}}
 stages:
-  - {name: teacher, training: {epochs: 1}}
+  - {name: teacher, training: {epochs: 2}}
   - {name: student, teacher: {stage: teacher}, training: {epochs: 1}}
 matrix:
   axes:
