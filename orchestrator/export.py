@@ -222,12 +222,24 @@ def _onnx(network: Student, artefact: Path, path: Path, example: Tensor) -> Run:
     except ImportError as error:
         raise UsageError(f"ONNX needs more packages ({error}): pip install 'slimvit[export]'") from error
     program = torch.onnx.export(
-        _program(network, example), input_names=["images"], output_names=["logits"], verbose=False
+        _program(network, example),
+        input_names=["images"],
+        output_names=["logits"],
+        custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+        verbose=False,
     )
     assert program is not None, "torch's exporter returns its program"
     program.save(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _stable_sort(self: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """torch's stable sort in ONNX, whose exporter lacks it: TopK of everything, which puts equal values in order."""
+    from onnxscript import opset18 as op
+
+    size = op.Slice(op.Shape(self), starts=[dim], ends=[dim + 1 or 2**31], axes=[0])
+    return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 
 
 def _program(network: Student, example: Tensor) -> Any:

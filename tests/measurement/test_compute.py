@@ -30,7 +30,7 @@ def vit_macs(
     `tokens` has an entry per block and one more: what a block's MLP sees is what the next block starts with.
     """
     total = patches * 3 * patch * patch * D + D * C
-    for before, after, A, M in zip(tokens, tokens[1:], heads_width, mlp, strict=True):
+    for before, after, A, M in zip(tokens[:-1], tokens[1:], heads_width, mlp, strict=True):
         total += before * D * 3 * A + 2 * before * before * A + before * A * D + 2 * after * D * M
     return total
 
@@ -77,8 +77,9 @@ def test_merged(toy_vit: ModelSpec) -> None:
     network = Recipe(model=toy_vit, strategies=({"name": "token_merging", "r": r},)).build().network
     tokens = [65 - r * block for block in range(5)]
     closed = vit_macs(tokens, 48, [48] * 4, [192] * 4, 64, 8, 10)
-    # Matching compares every second token with the others, by products of keys of the head's width.
-    matching = sum(((n + 1) // 2) * (n // 2) * 16 for n in tokens[:-1])
+    # Matching compares every second patch with the others, by products of keys of the head's width; the class token
+    # takes no part.
+    matching = sum(((n - 1) // 2) ** 2 * 16 for n in tokens[:-1])
     assert static_macs(network, TOY) == closed + matching
 
 

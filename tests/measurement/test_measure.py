@@ -120,7 +120,7 @@ def test_a_stage_commits_every_metric(tmp_path: Path) -> None:
 
 def test_exits_are_measured_on_the_images(tmp_path: Path) -> None:
     options = {"name": "early_exit", "blocks": [0], "threshold": 0.12}
-    _, rows = run(tmp_path, measure_stage(batch_sizes=[4]), options)
+    store, rows = run(tmp_path, measure_stage(batch_sizes=[4], baseline=None), options)
     macs = rows["macs", None]
     assert macs.summary["count"] == len(macs.samples) == 12
     assert macs.value == pytest.approx(sum(macs.samples) / 12)
@@ -131,9 +131,7 @@ def test_exits_are_measured_on_the_images(tmp_path: Path) -> None:
     expected = dearest if left == 0 else left * cheapest + (1 - left) * dearest
     assert macs.value == pytest.approx(expected)
 
-
-def test_a_second_run_takes_nothing_again(tmp_path: Path) -> None:
-    store, _ = run(tmp_path, measure_stage(batch_sizes=[1], baseline=None))
+    # A second run takes nothing again.
     before = (store.fetch("stages/" + "b" * 64) / "rows.json").read_bytes()
     run_measure_stage(measure_stage(), WorkerContext(), StageIO(store, tmp_path / "again"))
     assert (store.fetch("stages/" + "b" * 64) / "rows.json").read_bytes() == before
