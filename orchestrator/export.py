@@ -236,8 +236,9 @@ def _onnx(network: Student, artefact: Path, path: Path, example: Tensor) -> Run:
 
 def _stable_sort(self: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """torch's stable sort in ONNX, whose exporter lacks it: TopK of everything, which puts equal values in order."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18  # its annotations know symbolic values only
     size = op.Slice(op.Shape(self), starts=[dim], ends=[dim + 1 or 2**31], axes=[0])
     return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 

@@ -7,7 +7,7 @@ passes as values (`State`), never through module attributes, and no class is swa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,10 @@ class Student(nn.Module):
         always_tap: hand them out in evaluation too (teachers).
         shapes: block → (heads, MLP width) where they were pruned.
     """
+
+    if TYPE_CHECKING:
+        # Seams are there only on networks that run in the loop; claims refuse the others before `wrap`.
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ def why_not_vit(network: nn.Module) -> str | None:
         return None
     if type(network).__name__ not in ("VisionTransformer", "VisionTransformerDistilled"):
         return f"it is a {type(network).__name__}, not timm's plain VisionTransformer"
-    block = network.blocks[0]  # type: ignore[index,union-attr]
+    block: Any = network.get_submodule("blocks.0")
     if type(block).__name__ != "Block":
         return f"its blocks are {type(block).__name__}, not timm's plain Block"
     return f"its attention is {type(block.attn).__name__}, not timm's plain Attention"

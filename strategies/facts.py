@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,7 +43,7 @@ class ModelFacts:
     @property
     def grid(self) -> int:
         """Patches along one side."""
-        return round(self.num_patches**0.5)
+        return math.isqrt(self.num_patches)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 # Toy networks gain nothing from threads, and lose much where the cores are busy. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from specs.model import ModelSpec  # noqa: E402
+from specs.model import ModelSpec
 
 CIFAR10_VARIABLE = "SLIMVIT_TEST_CIFAR10"
 TRAIN_PER_CLASS, VAL_PER_CLASS = 40, 20

@@ -201,8 +201,9 @@ def _gaps(comparison: Comparison) -> list[str]:
         for reason, names in reasons.items():
             metrics.setdefault(tuple(names), {}).setdefault(reason, []).append(c.key)
     lines = []
-    for names, by_reason in metrics.items():
-        who = "all measured combinations" if len(names) == len(measured) > 1 else ", ".join(names)
+    for who_lacks_it, by_reason in metrics.items():
+        everybody = len(who_lacks_it) == len(measured) > 1
+        who = "all measured combinations" if everybody else ", ".join(who_lacks_it)
         lines += [f"{', '.join(keys)} of {who}: {reason}" for reason, keys in by_reason.items()]
     return lines
 

@@ -37,7 +37,8 @@ class Progress:
     """Optimiser steps done since the start of the stage."""
     total_steps: int = 0
     values: dict[str, float] = field(default_factory=dict)
-    """`loss`, `lr`, `images_per_s`; at `epoch` also `val_top1`, `val_top5`, `val_loss`, loss terms, `<strategy>.<name>`."""
+    """`loss`, `lr`, `images_per_s`; at `epoch` also `val_top1`, `val_top5`, `val_loss`, loss terms and
+    `<strategy>.<name>`."""
 
 
 @dataclass(frozen=True)
