@@ -38,16 +38,15 @@ def make_optimizer(student: Student, spec: OptimizerSpec) -> torch.optim.Optimiz
 def make_schedule(optimizer: torch.optim.Optimizer, training: TrainingSpec, steps_per_epoch: int) -> Scheduler:
     """Build the schedule; `step_update(step)` sets the learning rate of a step, whatever was set before."""
     spec = training.schedule
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=TIMM_SCHEDULES[spec.name],
-        num_epochs=training.epochs,
-        warmup_epochs=spec.warmup_epochs,
-        warmup_lr=spec.warmup_lr,
-        min_lr=spec.min_lr,
-        decay_rate=1.0,  # of `poly`: the power, so a straight line
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    assert schedule is not None
+    options: dict[str, Any] = {
+        "sched": TIMM_SCHEDULES[spec.name],
+        "num_epochs": training.epochs,
+        "warmup_epochs": spec.warmup_epochs,  # timm takes fractions, whatever its annotation says
+        "warmup_lr": spec.warmup_lr,
+        "min_lr": spec.min_lr,
+        "decay_rate": 1.0,  # of `poly`: the power, so a straight line
+        "step_on_epochs": False,
+        "updates_per_epoch": steps_per_epoch,
+    }
+    schedule: Scheduler = create_scheduler_v2(optimizer, **options)[0]
     return schedule
