@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import shlex
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from orchestrator.planning.describe import as_text
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.status import finished, to_run
+from orchestrator.reporting.table import WIDE
 from specs.experiment import Experiment
 from specs.load import load
 from strategies import registry
@@ -55,7 +57,8 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     document = load(spec, assignments, resolver=registry.resolver)
     plan, experiment = make_plan(document), document.experiment
     store = LocalStore(Path(experiment.storage.root))
-    console = Console(highlight=False)
+    # A file or a pipe has no width: there the table keeps all of its columns.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     missing = to_run(plan, finished(plan, store))
     try:
         store.prepare()

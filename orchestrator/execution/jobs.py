@@ -116,8 +116,11 @@ def logs(job: str, address: str, follow: bool) -> Iterator[str]:
             return
         stream = client.tail_job_logs(job)
         with asyncio.Runner() as runner:
-            while (text := runner.run(anext(stream, None))) is not None:
-                yield text
+            try:
+                while (text := runner.run(anext(stream, None))) is not None:
+                    yield text
+            finally:  # whoever reads may have had enough before the job ended
+                runner.run(stream.aclose())
 
 
 def stop(job: str, address: str) -> str:

@@ -16,9 +16,6 @@ from orchestrator.reporting.comparison import Comparison
 from orchestrator.reporting.find import find_plan
 from specs.experiment import Experiment
 
-_WIDE = 200
-"""Characters of a table that goes into a file or a pipe."""
-
 
 def compare_experiment(
     name_or_spec: str, assignments: Sequence[str], output_format: str, out: Path | None, store_root: Path | None
@@ -90,7 +87,7 @@ def _table(comparison: Comparison, out: Path | None) -> str:
     from rich.console import Console
 
     if out is not None or not sys.stdout.isatty():
-        return table.text(comparison, _WIDE)
+        return table.text(comparison, table.WIDE)
     width = shutil.get_terminal_size().columns
     console = Console(width=width)
     with console.capture() as capture:

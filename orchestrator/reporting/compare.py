@@ -17,7 +17,7 @@ from cluster.storage import ArtifactStore
 from orchestrator.errors import UsageError
 from orchestrator.planning.plan import Combination, Plan
 from orchestrator.reporting import conditions
-from orchestrator.reporting.comparison import Cell, Column, Comparison, Row, StageCost, Status
+from orchestrator.reporting.comparison import NOT_TAKEN, Cell, Column, Comparison, Row, StageCost, Status
 from orchestrator.reporting.pareto import pareto_front
 from orchestrator.reporting.results import Results, batch_size, number, read_results, rows_by_column
 from specs.metrics import METRICS, MetricRow
@@ -213,7 +213,7 @@ def _cell(by_seed: Mapping[int, MetricRow], letters: Mapping[str, str], detail: 
     taken = {seed: r for seed, r in by_seed.items() if r.value is not None}
     if not taken:
         reasons = dict.fromkeys(r.reason for r in by_seed.values() if r.reason)
-        return Cell(value=None, reason="; ".join(reasons) or detail or "not taken for this combination")
+        return Cell(value=None, reason="; ".join(reasons) or detail or NOT_TAKEN)
     digests = {s: conditions.digest(conditions.relevant(r.name, r.conditions)) for s, r in taken.items()}
     kept = conditions.most_common(digests.values())
     by_value = {seed: float(r.value) for seed, r in taken.items() if digests[seed] == kept and r.value is not None}

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 Status = Literal["measured", "partial", "failed", "unfinished"]
 
+NOT_TAKEN = "not taken for this combination"
+"""Why a cell is empty that no measurement speaks of; usual for what strategies report of themselves."""
+
 
 class Frozen(BaseModel):
     """Parts of a comparison are values."""

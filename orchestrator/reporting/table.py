@@ -10,7 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.reporting.comparison import Column, Comparison, Row
+from orchestrator.reporting.comparison import NOT_TAKEN, Column, Comparison, Row
+
+WIDE = 200
+"""Characters of a table that goes into a file or a pipe."""
 
 OPTIMAL = "◆"
 """Marks Pareto-optimal rows; a character, because colour does not reach everybody."""
@@ -196,7 +199,8 @@ def _gaps(comparison: Comparison) -> list[str]:
         reasons: dict[str, list[str]] = {}
         for r in measured:
             reason = r.cells[c.key].reason
-            if reason and reason != r.detail:
+            own = "." in c.metric and reason == NOT_TAKEN  # another strategy's report of itself
+            if reason and reason != r.detail and not own:
                 reasons.setdefault(reason, []).append(r.name)
         for reason, names in reasons.items():
             metrics.setdefault(tuple(names), {}).setdefault(reason, []).append(c.key)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from specs.experiment import TrackingSpec
 
 
 @pytest.fixture
-def kept(finished: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def kept(lab_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """A finished experiment whose plan is in its store, in the current folder."""
+    finished = lab_of(seeds=(0,), merging=("none", "r2")).finish()
     monkeypatch.chdir(finished.root)
     folder = finished.root / "plan"
     folder.mkdir()
@@ -36,10 +38,10 @@ def kept(finished: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_json_and_csv_to_file_and_out(kept: Any) -> None:
     printed = compare_experiment("lab", [], "json", None, kept.store.root)
-    assert len(Comparison.model_validate_json(printed).rows) == 6
+    assert len(Comparison.model_validate_json(printed).rows) == 4
     said = compare_experiment("lab", [], "csv", Path("out/lab.csv"), kept.store.root)
     assert said == str(kept.root / "out" / "lab.csv")
-    assert (kept.root / "out" / "lab.csv").read_text().count("\n") == 7
+    assert (kept.root / "out" / "lab.csv").read_text().count("\n") == 5
 
 
 def test_a_file_that_cannot_be_written(kept: Any) -> None:
@@ -51,7 +53,7 @@ def test_a_file_that_cannot_be_written(kept: Any) -> None:
 def test_table_writes_the_report_and_the_record_and_the_ui_shows_them(kept: Any) -> None:
     said = compare_experiment("lab", [], "table", None, kept.store.root)
     report = kept.root / "reports" / "lab.html"
-    assert "6 of 6 combinations measured" in said
+    assert "4 of 4 combinations measured" in said
     assert f"Report: {report}" in said
     assert report.read_text().startswith("<!DOCTYPE html>")
 
