@@ -28,6 +28,7 @@ from specs.model import ModelSpec
 from specs.resources import ResourcesSpec
 from specs.training import TrainingSpec
 
+RUNNER = "benchmarks.orchestration_overhead:nearly_nothing"
 NUM_STAGES = 20
 NUM_FITS = 3
 DATA, MODEL = Sample(kind="sample"), ModelSpec(model="vit_tiny_patch16_224")
@@ -94,7 +95,7 @@ def in_a_lane() -> dict[str, float]:
             ),
             store=LocalStore(Path(folder)),
             on_event=on_event,
-            runners=Runners(train="benchmarks.orchestration_overhead:nearly_nothing"),
+            runners=Runners(RUNNER, RUNNER),
         )
         total = time.perf_counter() - began
     assert len(summary.finished) == NUM_STAGES, summary

@@ -114,7 +114,7 @@ def logs(job: str, address: str, follow: bool) -> Iterator[str]:
         if not follow:
             yield _asked(address, lambda: client.get_job_logs(job))
             return
-        stream = client.tail_job_logs(job)
+        stream: Any = client.tail_job_logs(job)  # an asynchronous generator, typed as less
         with asyncio.Runner() as runner:
             try:
                 while (text := runner.run(anext(stream, None))) is not None:

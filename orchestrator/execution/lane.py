@@ -122,6 +122,9 @@ def work(config: dict[str, Any]) -> None:
         deadline_s=spec.deadline_s,
     )
     torch.set_num_threads(spec.threads)
+    for runner in (spec.runners.train, spec.runners.measure):
+        _resolve(runner)  # imported once, before any stage is timed
+    gc.freeze()  # so that collecting after each stage does not go through all of torch each time
     group = broadcast_from_rank_zero(uuid.uuid4().hex)
     name = f"{socket.gethostname()}:{os.getpid()} {context.device}"
     ray.get(
