@@ -55,6 +55,9 @@ def run_train_stage(stage: TrainStage, context: WorkerContext, io: StageIO) -> d
     """
     name = f"stages/{stage.digest}"
     if io.store.committed(name):
+        # Whoever committed it may have been killed before clearing up.
+        if context.rank == 0:
+            ProgressStore(io.store, stage.digest, io.scratch).clear()
         result: dict[str, Any] = json.loads((_fetch(io, name) / "result.json").read_text(encoding="utf-8"))
         return result
     with determinism(torch.device(context.device), context.threads):

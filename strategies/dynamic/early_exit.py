@@ -55,6 +55,8 @@ class EarlyExit(Strategy[EarlyExitConfig]):
     Config = EarlyExitConfig
     blocks: tuple[int, ...]
     """Blocks with an exit; known once `wrap` has seen the network."""
+    share: float
+    """Weight that makes the losses of all heads a mean; known once `wrap` has seen the network."""
 
     def exits(self, depth: int) -> tuple[int, ...]:
         """Blocks with an exit, ascending.
@@ -93,10 +95,12 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         heads = {block: LinearExit(student.model, self.config.threshold) for block in self.blocks}
         student.extras[self.name] = nn.ModuleDict({str(block): head for block, head in heads.items()})
         student.depth.update(heads)
+        depth = facts.student.depth
+        self.share = depth / (depth + sum(block + 1 for block in self.blocks))
 
     def losses(self, out: Output, teacher: Output | None, target: Tensor) -> dict[str, Tensor]:
         """`exits`: cross-entropy of each exit; `distill`: KL divergence from whom they imitate. Both are sums over the
-        exits, each weighted by its depth as a share of the network's, which makes the final head's own weight 1.
+        exits, each weighted by its depth as a share of the network's; `weights` makes a mean of them.
         """
         from strategies.dynamic.exit_head import exit_cross_entropy, exit_divergence
 
@@ -108,6 +112,10 @@ class EarlyExit(Strategy[EarlyExitConfig]):
             assert teacher is not None, "`claims` asks for the teacher's logits"
             terms["distill"] = exit_divergence(out.exits, teacher.logits, depth)
         return terms
+
+    def weights(self) -> dict[str, float]:
+        """The loss is the mean over all heads, the final one included, weighted by their blocks' numbers."""
+        return {"task": self.share, "exits": self.share, "distill": self.share}
 
     def measure(self, out: Output) -> dict[str, float]:
         """`exited_<block>`: share of the images that left after this block; the rest went through the network."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from strategies.api import OptionError
 from strategies.dynamic.exit_head import confidence
+from strategies.losses import total_loss
 from strategies.state import Output
 from tests.strategies.toys import facts_for, images, strategy, student, toy
 
@@ -129,6 +130,17 @@ def test_exit_losses_equal_their_definition(soft: bool) -> None:
     divergence = {b: (np.exp(guide) * (guide - log_softmax(z))).sum(-1).mean() for b, z in out.exits.items()}
     assert terms["exits"].item() == pytest.approx(1 / 4 * cross_entropy[0] + 3 / 4 * cross_entropy[2], rel=1e-5)
     assert terms["distill"].item() == pytest.approx(1 / 4 * divergence[0] + 3 / 4 * divergence[2], rel=1e-5)
+
+
+def test_the_loss_is_the_mean_over_all_heads_weighted_by_depth() -> None:
+    exits = strategy("early_exit", {"blocks": [0, 2]})
+    student(toy(), exits)
+    out, labels = a_training_output(), torch.tensor([0, 3, 6, 2, 2])
+    loss, _ = total_loss([exits], out, None, labels)
+    heads = {1: out.exits[0], 3: out.exits[2], 4: out.logits}
+    one_hot = torch.nn.functional.one_hot(labels, 7).double().numpy()
+    by_head = {number: -(one_hot * log_softmax(z)).sum(-1).mean() for number, z in heads.items()}
+    assert loss.item() == pytest.approx(np.average(list(by_head.values()), weights=list(by_head)), rel=1e-5)
 
 
 def test_the_last_logits_teach_but_do_not_learn_from_the_exits() -> None:

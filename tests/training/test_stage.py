@@ -62,6 +62,17 @@ def test_a_finished_stage_is_not_trained_again(make_stage, run):
     assert said == []
 
 
+def test_progress_left_behind_by_a_killed_worker_is_cleared(make_stage, run, store, tmp_path):
+    stage = make_stage()
+    run(stage)
+    left = tmp_path / "left"
+    left.mkdir()
+    (left / "progress.json").write_text("{}")
+    store.commit(f"progress/{stage.digest}/000000005", left)
+    run(stage)
+    assert list(store.names(f"progress/{stage.digest}")) == []
+
+
 def test_no_epochs_assembles_and_evaluates(make_stage, run, store):
     parent = make_stage()
     run(parent)
