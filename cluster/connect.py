@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.ship import bundle, package_root
+from cluster.token import show_token
 
 _PREFIX = "slimvit-ray-"
 _LONGEST_BASE = 32
@@ -69,6 +70,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     # How often Train looks at its workers, in seconds: the grain at which a death is noticed and an end is seen.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    show_token(starting=address is None)
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_base()))
     connection: Connection | None = None
@@ -135,8 +137,8 @@ def _join(address: str, folder: Path) -> Connection:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterUnreachable(
             f"cannot join the Ray cluster at `{address}`: {_first_line(error)}. This machine must be one of its nodes "
-            "(`ray start --address=…`), with the same versions of Ray and Python; where the cluster wants a token, set "
-            "RAY_AUTH_MODE=token. From outside use `slimvit submit`"
+            "(`ray start --address=…`), with the same versions of Ray and Python; where the cluster wants a token, put it "
+            "into `~/.ray/auth_token`. From outside use `slimvit submit`"
         ) from error
     return Connection(_info(context)["address"], _url(context.dashboard_url), started=False, folder=folder)
 

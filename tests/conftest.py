@@ -10,6 +10,8 @@ import pytest
 
 # Toy networks gain nothing from threads, and lose much where the cores are busy. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray reads it once for the whole process, when it is first imported; the clusters of the tests want a token.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from specs.model import ModelSpec
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from cluster.ship import bundle
+from cluster.token import show_token
 from orchestrator.errors import ResourceError, UsageError
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
@@ -170,19 +171,12 @@ def _with_absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _client(address: str) -> Iterator[JobSubmissionClient]:
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
+    show_token()
     from ray.job_submission import JobSubmissionClient
 
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"`{address}` is no address of a Ray dashboard; it looks like `http://HOST:8265`")
     yield _asked(address, lambda: JobSubmissionClient(address.rstrip("/")))
-
-
-def _has_token() -> bool:
-    """Whether this user holds a token for Ray clusters, where Ray looks for it."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return True
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser().is_file()
 
 
 def _asked(address: str, question: Callable[[], T]) -> T:

@@ -39,9 +39,7 @@ def cluster() -> Iterator[dict[str, str]]:
     )
     assert head.stdin is not None
     assert head.stdout is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        yield json.loads(head.stdout.readline())
+    yield json.loads(head.stdout.readline())
     head.stdin.close()
     head.wait(30)
 

@@ -39,9 +39,7 @@ def dashboard() -> Iterator[str]:
     )
     assert head.stdin is not None
     assert head.stdout is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        yield json.loads(head.stdout.readline())["dashboard"]
+    yield json.loads(head.stdout.readline())["dashboard"]
     head.stdin.close()
     head.wait(30)
 
