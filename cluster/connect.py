@@ -137,8 +137,8 @@ def _join(address: str, folder: Path) -> Connection:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterUnreachable(
             f"cannot join the Ray cluster at `{address}`: {_first_line(error)}. This machine must be one of its nodes "
-            "(`ray start --address=…`), with the same versions of Ray and Python; where the cluster wants a token, put it "
-            "into `~/.ray/auth_token`. From outside use `slimvit submit`"
+            "(`ray start --address=…`), with the same versions of Ray and Python; where the cluster wants a token, put "
+            "it into `~/.ray/auth_token`. From outside use `slimvit submit`"
         ) from error
     return Connection(_info(context)["address"], _url(context.dashboard_url), started=False, folder=folder)
 

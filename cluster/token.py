@@ -1,8 +1,8 @@
 """Tokens of Ray clusters: whoever connects shows one if he has one.
 
-A cluster that `ray.init` starts wants a token (made at the first start, kept in `~/.ray/auth_token`), and so does one of
-`ray start` where that file exists. Ray's own client shows it only if `RAY_AUTH_MODE` says so, and reads that variable
-once, when it is first imported.
+A cluster that `ray.init` starts wants a token (made at the first start, kept in `~/.ray/auth_token`), and so does one
+of `ray start` where that file exists. Ray's own client shows it only if `RAY_AUTH_MODE` says so, and reads that
+variable once, when it is first imported.
 """
 
 from __future__ import annotations
