@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from specs.base import SpecModel
 
-Channels3 = Annotated[list[float], Field(min_length=1, max_length=4)]
+Means = Annotated[list[float], Field(min_length=1, max_length=4)]
+Deviations = Annotated[list[PositiveFloat], Field(min_length=1, max_length=4)]
 
 
 class _Data(SpecModel):
     image_size: PositiveInt = 224
     """Side of the square images the network sees, in pixels."""
 
-    mean: Channels3 = Field(default_factory=lambda: [0.485, 0.456, 0.406])
+    mean: Means = Field(default_factory=lambda: [0.485, 0.456, 0.406])
     """Per-channel mean subtracted after scaling to [0, 1]; one value a channel."""
 
-    std: Channels3 = Field(default_factory=lambda: [0.229, 0.224, 0.225])
+    std: Deviations = Field(default_factory=lambda: [0.229, 0.224, 0.225])
     """Per-channel standard deviation divided by; one value a channel."""
 
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bicubic"
@@ -35,6 +36,14 @@ class _Data(SpecModel):
 
     limit_val: PositiveInt | None = None
     """Use only this many validation images, the same number of each class as far as possible."""
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"`mean` has {len(self.mean)} values and `std` {len(self.std)}; write one a channel in both"
+            )
+        return self
 
 
 class ImageFolder(_Data):
@@ -81,10 +90,10 @@ class Sample(_Data):
     image_size: PositiveInt = 28
     """Side of the square images the network sees, in pixels."""
 
-    mean: Channels3 = Field(default_factory=lambda: [0.1307])
+    mean: Means = Field(default_factory=lambda: [0.1307])
     """Per-channel mean subtracted after scaling to [0, 1]; one value a channel."""
 
-    std: Channels3 = Field(default_factory=lambda: [0.3081])
+    std: Deviations = Field(default_factory=lambda: [0.3081])
     """Per-channel standard deviation divided by; one value a channel."""
 
 

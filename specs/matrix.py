@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, model_validator
 
 from specs.base import SpecModel
 from specs.strategy import AnyStrategy
@@ -31,7 +31,7 @@ class Axis(SpecModel):
     values: list[JsonValue] | None = None
     """Values for `path`."""
 
-    seeds: list[int] | None = None
+    seeds: list[NonNegativeInt] | None = None
     """Seeds: each combination is repeated once a seed, and the comparison shows mean ± spread."""
 
     @model_validator(mode="after")
@@ -63,3 +63,12 @@ class MatrixSpec(SpecModel):
 
     on_conflict: Literal["fail", "drop"] = "fail"
     """What happens with combinations whose strategies conflict: the plan fails, or they are dropped and listed."""
+
+    @model_validator(mode="after")
+    def _seeds_once(self) -> MatrixSpec:
+        seeded = [f"`{name}`" for name, axis in self.axes.items() if axis.seeds is not None]
+        if len(seeded) > 1:
+            raise ValueError(
+                f"{' and '.join(seeded)} are axes of seeds; an experiment has one seed, so keep one of them"
+            )
+        return self

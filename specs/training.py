@@ -26,7 +26,7 @@ class OptimizerSpec(SpecModel):
     momentum: Fraction = 0.9
     """Momentum of `sgd`; ignored by the others."""
 
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = None
     """Moment decay rates of the Adam family; `null` = the optimiser's default."""
 
     eps: PositiveFloat | None = None
@@ -84,6 +84,12 @@ class AugmentationSpec(SpecModel):
 
     mix_switch_probability: Fraction = 0.5
     """Probability of CutMix rather than mixup, when both are on."""
+
+    @model_validator(mode="after")
+    def _crop_is_a_range(self) -> AugmentationSpec:
+        if self.crop_scale is not None and not 0 < self.crop_scale[1] >= self.crop_scale[0]:
+            raise ValueError("`crop_scale` is the smallest and the largest share, in that order, and not both 0")
+        return self
 
 
 class TrainingSpec(SpecModel):

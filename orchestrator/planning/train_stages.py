@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.errors import PlanError
 from orchestrator.planning.digest import FORMAT, TRAINING_VERSION, canonical, digest_of
 from orchestrator.planning.manifest import Manifest, manifest_of
 from orchestrator.planning.networks import Network, from_checkpoint, from_timm, student_model, teacher_model
@@ -215,10 +214,6 @@ class TrainStages:
         found = self._manifests.get(id(data))
         if found is None:
             manifest = manifest_of(data)
-            if len(data.mean) != len(data.std):
-                raise PlanError(
-                    f"`data.mean` has {len(data.mean)} values and `data.std` {len(data.std)}; one a channel."
-                )
             part = data.model_dump(mode="json", exclude=NOT_IN_DATA_DIGEST) | {"manifest": manifest.digest}
             found = self._manifests[id(data)] = (manifest, part)
         return found
