@@ -55,8 +55,8 @@ class EarlyExit(Strategy[EarlyExitConfig]):
     Config = EarlyExitConfig
     blocks: tuple[int, ...]
     """Blocks with an exit; known once `wrap` has seen the network."""
-    share: float
-    """Weight that makes the losses of all heads a mean; known once `wrap` has seen the network."""
+    share: float = 1.0
+    """Weight that makes the losses of all heads a mean; set once `wrap` has seen the network."""
 
     def exits(self, depth: int) -> tuple[int, ...]:
         """Blocks with an exit, ascending.
