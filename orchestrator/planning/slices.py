@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import PlanError
 from specs.assign import NoSuchPath, assign, resolve, value_at
-from specs.data import DataSpec
+from specs.data import DataSpec, ImageFolder, Torchvision
 from specs.expand import expand, path_fields
 from specs.experiment import Experiment, StageSpec
 from specs.labels import labels
@@ -70,13 +71,15 @@ class Slices:
         Raises:
             Incompatible: if the values that the choice puts together do not fit.
         """
-        changes = self._changes.get(key)
-        if changes is None:
-            return self._experiment.stages[key] if isinstance(key, int) else getattr(self._experiment, key)
+        changes = self._changes.get(key, {})
         picked = tuple(choice[axis] for axis in changes)
         found = self._built.get((key, picked))
         if found is None:
-            found = self._built[key, picked] = self._build(key, [changes[a][choice[a]] for a in changes])
+            if changes:
+                found = self._build(key, [changes[a][choice[a]] for a in changes])
+            else:
+                found = self._experiment.stages[key] if isinstance(key, int) else getattr(self._experiment, key)
+            found = self._built[key, picked] = _with_absolute_root(found)
         return found
 
     def _build(self, key: Key, changes: list[Assignments]) -> Any:
@@ -120,6 +123,13 @@ class Slices:
         if problems:
             raise PlanError("the matrix cannot be expanded:\n" + "\n".join(f"  - {p}" for p in dict.fromkeys(problems)))
         return changes
+
+
+def _with_absolute_root(part: Any) -> Any:
+    """Images are read by workers, which run in folders of their own."""
+    if not isinstance(part, ImageFolder | Torchvision):
+        return part
+    return part.model_copy(update={"root": str(Path(part.root).expanduser().absolute())})
 
 
 def _assignments(axis: Any, data: Mapping[str, Any], name: str, experiment: Experiment) -> list[Assignments]:

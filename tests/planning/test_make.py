@@ -384,3 +384,11 @@ def test_planning_loads_no_heavy_package(planned, tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_workers_find_images_wherever_they_run(planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {"kind": "torchvision", "name": "CIFAR10", "root": "images", "image_size": 28}
+    for matrix in ({}, axes(images={"path": "data.limit_train", "values": [100, 200]})):
+        plan = planned(data=data, matrix=matrix)
+        assert {stage.data.root for stage in plan.stages.values()} == {str(tmp_path / "images")}
