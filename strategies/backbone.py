@@ -7,6 +7,7 @@ passes as values (`State`), never through module attributes, and no class is swa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -147,6 +148,7 @@ class VisionTransformerStudent(Student):
             state = seam(state)
         out = Output(images.new_empty(0), num_prefix_tokens=state.num_prefix_tokens)
         left: list[tuple[Tensor, Tensor, int]] = []  # (rows of the batch, their logits, block)
+        unanswered: Tensor | None = None  # where nobody is taken out: images that have not left [B] (bool)
         for i, block in enumerate(model.blocks):
             # Two calls, so that what only attention needs (its input, the keys) is freed before the MLP, where a
             # block's memory peaks.
@@ -159,6 +161,11 @@ class VisionTransformerStudent(Student):
                 logits, leaves = self.depth[i](state)
                 if self.training:
                     out.exits[i] = logits
+                elif self.tapping:
+                    # A teacher answers at its exits, but its features are wanted of every image.
+                    waiting = torch.ones_like(leaves) if unanswered is None else unanswered
+                    leaves, unanswered = leaves & waiting, waiting & ~leaves
+                    left.append((torch.nonzero(leaves).squeeze(1), logits[leaves], i))
                 else:
                     rows = torch.arange(len(logits), device=logits.device) if state.image is None else state.image
                     left.append((rows[leaves], logits[leaves], i))
@@ -166,6 +173,9 @@ class VisionTransformerStudent(Student):
                     if state.x.shape[0] == 0:
                         break
         out = self._head(out, state)
+        if unanswered is not None:
+            rows = torch.nonzero(unanswered).squeeze(1)
+            out.logits, state = out.logits.index_select(0, rows), replace(state, image=rows)
         return self._gather_exits(out, state, left) if left else out
 
     def _attend(self, i: int, block: Any, state: State) -> State:

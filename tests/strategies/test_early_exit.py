@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from strategies.api import OptionError
+from strategies.compose import teacher_of
 from strategies.dynamic.exit_head import confidence
 from strategies.losses import total_loss
 from strategies.state import Output
@@ -170,3 +171,16 @@ def test_shares_of_exits_are_reported() -> None:
     exits.wrap(student(toy()), facts_for(toy()))
     out = Output(torch.zeros(4, 10), exit_block=torch.tensor([0, 3, 0, 2]))
     assert exits.measure(out) == {"exited_0": 0.5, "exited_2": 0.25}
+
+
+def test_a_teacher_with_exits_hands_out_features_of_all_images() -> None:
+    spec, x = toy(), images()
+    network = network_with_exits("plain", blocks=[0, 2], threshold=0.99)
+    with torch.no_grad():
+        expected = network(x)
+        assert len(set(expected.exit_block.tolist())) > 1, "some leave early and some do not"
+        guide = teacher_of(network, [strategy("feature", {"pairs": [[0, 1], [3, 3]]})], facts_for(spec))
+        out = guide(x)
+    assert {block: len(tokens) for block, tokens in out.features.items()} == {1: len(x), 3: len(x)}
+    torch.testing.assert_close(out.logits, expected.logits)
+    assert torch.equal(out.exit_block, expected.exit_block)
