@@ -141,7 +141,7 @@ class StageQueue:
             return _WAIT
         if self._stopping:
             place.stage = None
-            return _END
+            return self._end(place)
         # A stage without a turn was held by the group before this one.
         digest = place.stage or self._choose(lane)
         if digest is None:
@@ -284,11 +284,16 @@ class StageQueue:
     def _idle(self, place: _Lane) -> Assignment:
         held = {other.stage for other in self._lanes.values()}
         if all(self._settled(digest) or digest in held for digest in self._stages):
-            return _END
+            return self._end(place)
         if place.idle_since is None:
             place.idle_since = self._clock()
         others_work = any(other.stage is not None for other in self._lanes.values())
-        return _END if others_work and self._clock() - place.idle_since > IDLE_LANE_S else _WAIT
+        return self._end(place) if others_work and self._clock() - place.idle_since > IDLE_LANE_S else _WAIT
+
+    def _end(self, place: _Lane) -> Assignment:
+        """The end of a group is a turn like any other: a worker that went on alone would wait for the rest for ever."""
+        place.turns.append(_END)
+        return _END
 
     def _wanted(self, busy: int) -> int:
         ready = self._ready()

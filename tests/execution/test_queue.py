@@ -315,3 +315,16 @@ def test_whatever_happens_every_stage_settles_once(
         pytest.fail("the queue does not settle")
     settled = [e.stage for e in events if isinstance(e, StageFinished | StageFailed | StageSkipped)]
     assert sorted(settled) == sorted(by_digest), "each stage settles exactly once"
+
+
+def test_the_end_holds_for_every_worker_of_a_group() -> None:
+    queue = StageQueue(plan(train("a"), train("b", "a")), num_lanes=2, max_retries=1)
+    for rank in range(2):
+        queue.join(0, "g0", rank, 2, f"host:{rank} cpu")
+        queue.join(1, "g1", rank, 2, f"host:{rank} cpu")
+    assert [queue.ask(0, "g0", 0).kind for _ in range(2)] == ["run", "run"]
+    queue.finish(0, "g0", "a", {})
+    assert [queue.ask(0, "g0", 1).kind for _ in range(2)] == ["run", "run"]
+    assert queue.ask(1, "g1", 0).kind == "end", "what is left is held by the other lane"
+    queue.lost(0, "killed")
+    assert queue.ask(1, "g1", 0).kind == "end", "alone, the second worker would wait for the first for ever"
