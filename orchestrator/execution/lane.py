@@ -188,6 +188,8 @@ class _Turn:
         expected = isinstance(error, SlimvitError | ValueError | OSError)
         failed = self._tell("fail", self.number, self.context.rank, explain(error))
         if stage.kind == "measure" or self.context.world_size == 1:
+            if not expected and _gpu_is_broken(self.context.device):
+                raise error  # Ray Train starts the process anew; in this one every later stage would fail, too
             return
         # The others may hang in a collective that this worker never joins. If all gave up at the same place, the
         # process group is sound; otherwise it is not, and Ray Train must start it anew.
@@ -230,8 +232,21 @@ def _free_memory(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
-        with contextlib.suppress(RuntimeError):  # a broken GPU context shows itself in the next stage
+        with contextlib.suppress(RuntimeError):  # of a broken GPU context, which `_give_up` looks for
             torch.cuda.empty_cache()
+
+
+def _gpu_is_broken(device: str) -> bool:
+    """Whether this process has lost its GPU: after an illegal access every further call fails, whatever it does."""
+    if not device.startswith("cuda"):
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _ignore(progress: object) -> None:
