@@ -91,7 +91,11 @@ def run(
         with connect(address, num_cpus=num_cpus) as cluster:
             admission = admit(experiment.resources, _nodes(), stages=_parallel_stages(to_run))
             on_event(RunStarted(tuple(to_run), tuple(summary.done_before), admission.lanes, cluster.dashboard_url))
-            _Run(plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary).watch()
+            begun = _Run(plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary)
+            try:
+                begun.watch()
+            finally:
+                begun.clear_up()
     except ClusterUnreachable as error:
         raise ResourceError(str(error)) from error
     summary.seconds = time.monotonic() - began
@@ -160,6 +164,9 @@ class _Run:
                 self._start_wanted(state)
             time.sleep(_POLL_S)
         self._end(patience_s=_END_PATIENCE_S if stop_at is None else 3.0)
+
+    def clear_up(self) -> None:
+        """Remove what lies outside the cluster's own folder, however the run ended."""
         if not self._cluster.started:
             shutil.rmtree(self._folder, ignore_errors=True)
 
