@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ _TEMPORARY = ".incoming-"
 Contents = dict[str, dict[str, Any]]
 """Relative path → `sha256` and `size` of the file."""
 _READ_BYTES = 1 << 20
+_ABANDONED_S = 24 * 3600.0
+"""A folder that has been arriving for so long belongs to a writer that was killed."""
 _RIVAL_WAIT_S = 1.0
 """How long a commit waits for the marker of somebody who is committing the same name at this moment."""
 
@@ -79,6 +82,8 @@ class LocalStore:
         if not self.root.is_dir():
             self.prepare()
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent != self.root:  # there `scratch` folders lie, which live as long as a run
+            _sweep(target.parent)
         incoming = target.parent / f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex}"
         _move(folder, incoming)
         try:
@@ -192,6 +197,14 @@ class LocalStore:
                 shutil.rmtree(target, ignore_errors=True)
             else:
                 time.sleep(0.02)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left in this folder."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _contents(folder: Path) -> Contents:

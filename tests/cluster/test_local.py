@@ -147,3 +147,17 @@ def test_rivals_commit_the_same_name(store: LocalStore, tmp_path: Path) -> None:
     assert errors == []
     assert (store.fetch("stages/a") / "weights").read_text() == "same"
     assert [p.name for p in (store.root / "stages").iterdir()] == ["a"], "nothing temporary is left"
+
+
+def test_what_killed_writers_left_is_swept(store: LocalStore, tmp_path: Path) -> None:
+    store.commit("stages/a", folder(tmp_path / "one", weights="w"))
+    old, young = (store.root / "stages" / f".incoming-b-{age}" for age in ("old", "young"))
+    scratch = store.scratch()
+    for path in (old, young):
+        path.mkdir()
+    for path in (old, scratch):
+        os.utime(path, (0, 0))
+    store.commit("stages/b", folder(tmp_path / "two", weights="w"))
+    assert not old.exists()
+    assert young.exists(), "somebody may be writing it at this moment"
+    assert scratch.exists(), "a run may be using it"
