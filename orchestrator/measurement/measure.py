@@ -191,7 +191,7 @@ class Measurement:
                 except (memory.MemoryUnreadable, RuntimeError) as error:
                     why[who] = str(error)
             values = {who: m.peak / compute.MIB for who, m in found.items()}
-            conditions = self.conditions | at
+            conditions = self.conditions | at | {"compile": False}  # probed as it is, in every process
             if STUDENT in found:
                 parts = {
                     "weights": found[STUDENT].weights / compute.MIB,
