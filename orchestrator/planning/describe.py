@@ -88,7 +88,8 @@ def _summary(counts: Mapping[str, int]) -> str:
     work = f"{counts['done']} done, {counts['to_run']} to run"
     if counts["not_needed"]:
         work += f", {counts['not_needed']} missing but not needed any more"
-    return f"\n{counts['combinations']} combinations; {sharing}\n{work}."
+    combinations = f"{counts['combinations']} combination{'s' if counts['combinations'] != 1 else ''}"
+    return f"\n{combinations}; {sharing}\n{work}."
 
 
 def _tree(plan: Plan, found: Mapping[str, Status]) -> Tree:

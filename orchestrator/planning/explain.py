@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cluster.local import LocalStore
 from cluster.storage import ArtifactStore
-from orchestrator.errors import PlanError
+from orchestrator.errors import PlanError, StoreError
 from orchestrator.planning.plan import MeasureStage, Plan, TrainStage
 from specs.experiment import Experiment
 from specs.problems import listed, nearest
@@ -43,6 +43,7 @@ def explain(plan: Plan, experiment: Experiment, stage: str) -> str:
 
     Raises:
         PlanError: if no stage, or more than one, is meant.
+        StoreError: if a finished stage is damaged.
     """
     wanted = find_stage(plan, stage)
     store = LocalStore(Path(experiment.storage.root))
@@ -101,8 +102,13 @@ def _finished(store: ArtifactStore, wanted: TrainStage | MeasureStage) -> Iterat
     """Finished stages of the same kind: label, what differs, and whether it is the same stage of the spec."""
     name = wanted.label.partition("[")[0]
     for artefact in store.names("stages"):
-        folder = store.fetch(artefact, files=["stage.json"])
-        stage = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        try:
+            folder = store.fetch(artefact, files=["stage.json"])
+            stage = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+        except ValueError as error:
+            raise StoreError(str(error)) from error
         if stage["kind"] != wanted.kind:
             continue
         # Through JSON, so that tuples and lists are the same.

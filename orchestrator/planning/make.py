@@ -67,14 +67,15 @@ class _Planner:
                     stages=(*order, measurement.digest),
                 )
             )
-        self._check(refused, bool(combinations))
+        self._check(refused, combinations)
         dropped = tuple(Dropped(name=name, reasons=reasons) for name, reasons in refused.items())
         return Plan.model_construct(
             experiment=self.experiment.name, stages=stages, combinations=tuple(combinations), dropped=dropped
         )
 
-    def _check(self, refused: dict[str, tuple[str, ...]], any_left: bool) -> None:
+    def _check(self, refused: dict[str, tuple[str, ...]], combinations: list[Combination]) -> None:
         """Stop at what cannot be planned."""
+        any_left = bool(combinations)
         path = self.document.path
         if self.training.fatal:
             raise PlanError(f"{path} cannot be planned:\n" + "\n".join(f"  - {text}" for text in self.training.fatal))
@@ -82,6 +83,14 @@ class _Planner:
             raise PlanError(f"{path}: {_summary(refused)}\n{self._advice(any_left)}")
         if not any_left:
             raise PlanError(f"{path}: `matrix.exclude` leaves no combination. Remove an entry, or add to `include`.")
+        repeated = _repeated(combinations)
+        if repeated:
+            name, seeds = next(iter(repeated.items()))
+            raise PlanError(
+                f"{path}: the seeds {', '.join(map(str, seeds))} of `{name}` are one and the same run, because every "
+                "stage of it has a `seed` of its own; their spread would say nothing. Remove `seed` from the stages "
+                "that are to be repeated, or the axis of seeds."
+            )
 
     def _advice(self, any_left: bool) -> str:
         if not any_left:
@@ -125,6 +134,14 @@ class _Planner:
                 input_size=data.image_size,
             )
         return stage
+
+
+def _repeated(combinations: list[Combination]) -> dict[str, list[int]]:
+    """Combinations that some seeds share a measurement of, with those seeds."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for combination in combinations:
+        seeds.setdefault((combination.name, combination.measured_by), []).append(combination.seed)
+    return {name: shared for (name, _), shared in seeds.items() if len(shared) > 1}
 
 
 def _summary(refused: dict[str, tuple[str, ...]]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cluster.local import LocalStore
-from orchestrator.errors import PlanError
+from orchestrator.errors import PlanError, StoreError
 from orchestrator.planning import describe
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
@@ -179,3 +179,22 @@ def test_explain_takes_digests_and_names_the_nearest(case):
         describe.explain(plan, experiment, "teachr")
     with pytest.raises(PlanError, match="`student` means 4 stages"):
         describe.explain(plan, experiment, "student")
+
+
+def test_explain_names_a_damaged_stage(case):
+    plan, experiment = case.plan()
+    case.finish(plan, "teacher")
+    (folder,) = (case.store.root / "stages").iterdir()
+    (folder / "stage.json").write_text("{")
+    with pytest.raises(StoreError, match=r"damaged.*Delete the folder"):
+        describe.explain(plan, experiment, TAUGHT)
+
+
+def test_seeds_that_repeat_nothing_are_refused(case):
+    """Stages with seeds of their own would show a spread of 0 that nobody measured."""
+    matrix = {"axes": {"seed": {"seeds": [0, 1]}}}
+    stages = [{"name": "teacher", "seed": 3}, {"name": "student", "seed": 4}]
+    with pytest.raises(PlanError, match="seeds 0, 1 of `default` are one and the same run"):
+        case.plan(matrix=matrix, stages=stages)
+    plan, _ = case.plan(matrix=matrix, stages=[stages[0], {"name": "student"}])
+    assert len(plan.combinations) == 2
