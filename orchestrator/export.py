@@ -135,8 +135,12 @@ def best_seed(plan: Plan, store: ArtifactStore, name: str) -> tuple[Combination,
             try:
                 folder = store.fetch(artefact)
                 metrics = json.loads((folder / "result.json").read_text(encoding="utf-8"))["metrics"]
-            except (OSError, ValueError, KeyError) as error:
-                raise StoreError(f"the artefact `{artefact}` is damaged: {error}. Delete it and run again.") from error
+            except KeyError as error:
+                raise StoreError(
+                    f"`{folder / 'result.json'}` lacks {error}. Delete `{folder}` and run again."
+                ) from error
+            except (OSError, ValueError) as error:
+                raise StoreError(str(error)) from error
             finished.append((metrics.get("val_top1", 0.0), combination, folder))
     if not finished:
         raise StoreError(f"`{name}` is not finished yet; run the spec first")
@@ -205,7 +209,7 @@ def _torchscript(network: Student, artefact: Path, path: Path, example: Tensor) 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shapes that become constants, whose effect `compare` looks at
         torch.jit.save(torch.jit.trace(Logits(network), example), path)
-    run: Run = torch.jit.load(path)
+        run: Run = torch.jit.load(path)
     return run
 
 

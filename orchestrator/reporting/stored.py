@@ -43,10 +43,7 @@ def stage_folder(store: ArtifactStore, digest: str, *, weights: bool = False) ->
     except FileNotFoundError:  # deleted between the two calls
         return None
     except ValueError as error:
-        raise StoreError(
-            f"the artefact `{name}` is damaged: {error}. Delete it from the store and run the spec again; "
-            "only this stage and what depends on it will be repeated."
-        ) from error
+        raise StoreError(str(error)) from error
 
 
 def read_rows(folder: Path) -> list[MetricRow]:
