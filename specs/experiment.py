@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from specs.base import SpecModel
 from specs.data import DataSpec
@@ -59,6 +59,13 @@ class TrackingSpec(SpecModel):
 
     experiment: str | None = None
     """MLflow experiment; `null` = the name of this experiment."""
+
+    @field_validator("uri")
+    @classmethod
+    def _is_an_address(cls, uri: str) -> str:
+        if not uri.startswith(("sqlite:///", "http://", "https://")):
+            raise ValueError(f"`{uri}` is no tracking address; write `sqlite:///FILE`, or `http(s)://HOST:PORT`")
+        return uri
 
 
 class Experiment(SpecModel):

@@ -189,6 +189,7 @@ def test_set_overrides_by_index_and_by_name(spec: Write, read: Read) -> None:
         ("stages.0.training.epochs", "is no assignment", None),
         ("stages.0.training.epochs=[1", "is not valid YAML", None),
         ("measurement.images=0", "must be greater than 0", None),
+        ("tracking.uri=mlruns", "is no tracking address", None),
     ],
 )
 def test_mistakes_in_set_name_the_assignment(
