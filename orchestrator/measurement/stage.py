@@ -22,6 +22,7 @@ from orchestrator.measurement.trained import rows_of
 from orchestrator.planning.plan import MeasureStage, TrainStage
 from orchestrator.training.checkpoint import DESCRIPTION
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
+from orchestrator.training.settle import settle
 from specs.measurement import MeasurementSpec
 from specs.metrics import MetricRow
 from specs.model import ModelSpec
@@ -75,9 +76,7 @@ def run_measure_stage(stage: MeasureStage, context: WorkerContext, io: StageIO) 
     folder.mkdir(parents=True)
     (folder / "rows.json").write_bytes(ROWS.dump_json(rows, indent=1))
     (folder / "stage.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
-    (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    io.store.commit(name, folder)
-    return result
+    return settle(io.store, name, folder, result)
 
 
 def _settings(spec: MeasurementSpec, context: WorkerContext) -> Settings:

@@ -61,6 +61,12 @@ class WorkerGroup:
         """Worker 0's value."""
         return int(self.max([value if self.is_first else float("-inf")])[0])
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every worker worker 0's buffers (running statistics of batch norms), which are what is saved."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
     def wait(self) -> None:
         """Go on when all workers are here."""
         self.sum([0.0])

@@ -28,6 +28,7 @@ def evaluate(
         cross-entropy), and `<strategy>.<name>` for what the strategies report, as means over the images.
     """
     training = network.training
+    group.share_buffers(network)
     network.eval()
     for strategy in strategies:
         strategy.at(network, 1.0)

@@ -31,6 +31,7 @@ from orchestrator.training.order import TrainOrder, accumulation_steps, check_fi
 from orchestrator.training.precision import Precision
 from orchestrator.training.progress import Position, ProgressStore, Trainable
 from orchestrator.training.seeding import derive, determinism, seed_all
+from orchestrator.training.settle import settle
 from orchestrator.training.sources import open_images
 from orchestrator.training.stopping import StopVote
 from strategies.losses import total_loss
@@ -212,8 +213,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         (folder / "history.jsonl").write_text(
             "".join(json.dumps(line) + "\n" for line in position.history), encoding="utf-8"
         )
-        (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-        io.store.commit(f"stages/{stage.digest}", folder)
+        result = settle(io.store, f"stages/{stage.digest}", folder, result)
         progress_store.clear()
     group.wait()
     return result
