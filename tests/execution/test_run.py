@@ -71,9 +71,9 @@ def test_run_to_the_comparison_and_once_more(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_what_the_machine_lacks(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
-    refused = slimvit(tmp_path, "run", "spec.yaml", "--plain", "--set", "resources.workers=4096")
+    refused = slimvit(tmp_path, "run", "spec.yaml", "--plain", "--set", "resources.cpus_per_worker=4096")
     assert refused.returncode == 5, refused.stdout + refused.stderr
-    assert "4096 workers" in refused.stderr
+    assert "4096 CPU" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

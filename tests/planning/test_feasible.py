@@ -1,0 +1,48 @@
+"""Stages that could not train are refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.errors import PlanError
+from orchestrator.planning.make import make_plan
+from orchestrator.planning.plan import Plan
+from specs.load import load
+from strategies.registry import resolver
+
+
+@pytest.mark.parametrize(
+    ("training", "more", "message"),
+    [
+        ({"precision": "fp16"}, {}, "`training.precision: fp16` needs a GPU"),
+        ({"precision": "fp16"}, {"resources": {"gpus_per_worker": 1}}, None),
+        ({"batch_size": 15}, {"resources": {"workers": 2}}, "15 cannot be shared by 2 workers"),
+        ({"batch_size": 24, "micro_batch": 8}, {"resources": {"workers": 2}}, "a multiple of 16"),
+        ({"batch_size": 16, "micro_batch": 8}, {"resources": {"workers": 2}}, None),
+        ({"batch_size": 15, "augmentation": {"mixup": 0.8}}, {}, "and 15 is odd"),
+    ],
+)
+def test_what_cannot_train_is_refused(
+    training: dict[str, Any], more: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    if message is None:
+        assert plan(training, more, tmp_path).combinations
+    else:
+        with pytest.raises(PlanError, match=message):
+            plan(training, more, tmp_path)
+
+
+def plan(training: dict[str, Any], more: dict[str, Any], folder: Path) -> Plan:
+    data = {
+        "name": "tested",
+        "data": {"kind": "sample"},
+        "student": {"model": "vit_tiny_patch16_224", "args": {"patch_size": 4}},
+        "stages": [{"name": "train", "training": training}],
+        **more,
+    }
+    (folder / "spec.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+    return make_plan(load(folder / "spec.yaml", resolver=resolver))
