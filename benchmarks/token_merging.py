@@ -51,7 +51,7 @@ def main() -> None:
         "plain": Recipe(model=spec),
         "merged": Recipe(model=spec, strategies=({"name": "token_merging", "r": args.r},)),
     }
-    networks = {name: recipe.build().to(device) for name, recipe in recipes.items()}
+    networks = {name: recipe.build().network.to(device) for name, recipe in recipes.items()}
     images = torch.randn(args.batch_size, *shape, device=device)
 
     macs = {name: static_macs(network, shape) for name, network in networks.items()}
