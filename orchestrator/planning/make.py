@@ -14,6 +14,8 @@ from orchestrator.planning.train_stages import TrainStages
 from specs.data import DataSpec
 from specs.load import SpecDocument
 from specs.measurement import MeasurementSpec
+from specs.model import ModelSpec
+from strategies.catalog import UnknownModelError, facts_of
 
 SHOWN_CONFLICTS = 20
 
@@ -73,6 +75,14 @@ class _Planner:
             experiment=self.experiment.name, stages=stages, combinations=tuple(combinations), dropped=dropped
         )
 
+    def _check_baseline(self, measurement: MeasurementSpec) -> None:
+        """Every measurement would lack all ratios if timm had no such network."""
+        if measurement.baseline is not None:
+            try:
+                facts_of(ModelSpec(model=measurement.baseline.model))
+            except UnknownModelError as error:
+                raise PlanError(f"{self.document.path}: `measurement.baseline`: {error}") from error
+
     def _check(self, refused: dict[str, tuple[str, ...]], combinations: list[Combination]) -> None:
         """Stop at what cannot be planned."""
         any_left = bool(combinations)
@@ -106,6 +116,7 @@ class _Planner:
         if stage is None:
             if id(written) not in self.conditions:
                 filled = resolved(written, self.experiment.resources)
+                self._check_baseline(filled)
                 self.conditions[id(written)] = (filled, filled.model_dump(mode="json"))
             wanted, conditions = self.conditions[id(written)]
             manifest, data_part = self.training.data(data)

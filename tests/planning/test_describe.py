@@ -198,3 +198,8 @@ def test_seeds_that_repeat_nothing_are_refused(case):
         case.plan(matrix=matrix, stages=stages)
     plan, _ = case.plan(matrix=matrix, stages=[stages[0], {"name": "student"}])
     assert len(plan.combinations) == 2
+
+
+def test_a_baseline_that_timm_lacks_is_refused(case):
+    with pytest.raises(PlanError, match=r"`measurement.baseline`: timm .* has no model `vit_tiny_patch17_224`"):
+        case.plan(measurement={"baseline": {"model": "vit_tiny_patch17_224"}})
