@@ -263,11 +263,11 @@ WRITERS: dict[str, Callable[[Student, Path, Path, Tensor], Run]] = {
 }
 
 LOADING = {
-    "safetensors": "from orchestrator.training.checkpoint import load_network\n\nnetwork = load_network(Path('.'))\n"
+    "safetensors": "from pathlib import Path\n\nfrom orchestrator.training.checkpoint import load_network\n\nnetwork = load_network(Path('.'))\n"
     "logits = network(images).logits",
-    "torchscript": "network = torch.jit.load('model.pt')\nlogits = network(images)",
-    "pt2": "network = torch.export.load('model.pt2').module()\nlogits = network(images)",
-    "onnx": "session = onnxruntime.InferenceSession('model.onnx')\n"
+    "torchscript": "import torch\n\nnetwork = torch.jit.load('model.pt')\nlogits = network(images)",
+    "pt2": "import torch\n\nnetwork = torch.export.load('model.pt2').module()\nlogits = network(images)",
+    "onnx": "import onnxruntime\n\nsession = onnxruntime.InferenceSession('model.onnx')\n"
     "logits = session.run(['logits'], {'images': images})[0]",
 }
 
