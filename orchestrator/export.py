@@ -263,8 +263,8 @@ WRITERS: dict[str, Callable[[Student, Path, Path, Tensor], Run]] = {
 }
 
 LOADING = {
-    "safetensors": "from pathlib import Path\n\nfrom orchestrator.training.checkpoint import load_network\n\nnetwork = load_network(Path('.'))\n"
-    "logits = network(images).logits",
+    "safetensors": "from pathlib import Path\n\nfrom orchestrator.training.checkpoint import load_network\n\n"
+    "network = load_network(Path('.'))\nlogits = network(images).logits",
     "torchscript": "import torch\n\nnetwork = torch.jit.load('model.pt')\nlogits = network(images)",
     "pt2": "import torch\n\nnetwork = torch.export.load('model.pt2').module()\nlogits = network(images)",
     "onnx": "import onnxruntime\n\nsession = onnxruntime.InferenceSession('model.onnx')\n"
