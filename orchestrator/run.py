@@ -67,8 +67,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
         raise StoreError(str(error)) from error
 
     _show_plan(plan, experiment, console)
-    addresses = [f"MLflow  {experiment.tracking.uri}", f"Store   {store.root}"]
-    console.print("\n".join(addresses), soft_wrap=True)
+    console.print(f"MLflow  {experiment.tracking.uri}\nStore   {store.root}", soft_wrap=True)
     record = _RecordMark(plan, experiment, store)
     if missing:
         record.invalidate()
@@ -76,7 +75,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     summary = driver.RunSummary()
     try:
         if missing:
-            summary = _watched(plan, experiment, store, address, plain, console, addresses, tracker)
+            summary = _watched(plan, experiment, store, address, plain, console, tracker)
         if not summary.interrupted:
             report = _show_comparison(plan, experiment, store, summary, console)
             if tracker is not None and tracker.sync(plan, store, report) and not summary.failed:
@@ -136,11 +135,10 @@ def _watched(
     address: str | None,
     plain: bool,
     console: Console,
-    addresses: Sequence[str],
     tracker: Tracker | None,
 ) -> driver.RunSummary:
     """Run the missing stages, under the eyes of a person and of the record."""
-    view = make_view(plan, console, addresses, plain=plain)
+    view = make_view(plan, console, plain=plain)
 
     def on_event(event: Event) -> None:
         view.on_event(event)

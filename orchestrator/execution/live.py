@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
@@ -51,18 +50,17 @@ class View(Protocol):
     ) -> None: ...
 
 
-def make_view(plan: Plan, console: Console, addresses: Sequence[str], *, plain: bool) -> View:
+def make_view(plan: Plan, console: Console, *, plain: bool) -> View:
     """The live view if the console is a terminal and nobody asked for plain lines.
 
     Args:
         plan: for the names of the stages.
         console: where it is shown.
-        addresses: lines for the head of the live view, for example where the record is.
         plain: lines even in a terminal.
     """
     if plain or not console.is_terminal:
         return PlainView(plan, console)
-    return LiveView(plan, console, addresses)
+    return LiveView(plan, console)
 
 
 @dataclass
@@ -219,8 +217,9 @@ class PlainView:
 class LiveView:
     """A header, a bar for each stage at work, and counts; what failed scrolls by above."""
 
-    def __init__(self, plan: Plan, console: Console, addresses: Sequence[str]) -> None:
-        self._state, self._console, self._addresses = _State(plan), console, list(addresses)
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._state, self._console = _State(plan), console
+        self._dashboard_url: str | None = None
         self._lanes_up = 0
         self._stopping = False
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
@@ -243,8 +242,8 @@ class LiveView:
         """Take note; the picture is redrawn four times a second."""
         self._state.take(event)
         label = self._state.label
-        if isinstance(event, RunStarted) and event.dashboard_url:
-            self._addresses.append(f"Ray dashboard  {event.dashboard_url}")
+        if isinstance(event, RunStarted):
+            self._dashboard_url = event.dashboard_url
         elif isinstance(event, LaneUp):
             self._lanes_up += 1
         elif isinstance(event, LaneDown) and event.reason:
@@ -261,7 +260,9 @@ class LiveView:
 
     def _render(self) -> RenderableType:
         state = self._state
-        parts: list[RenderableType] = [Text(address, style="dim") for address in self._addresses]
+        parts: list[RenderableType] = []
+        if self._dashboard_url:
+            parts.append(Text(f"Ray dashboard  {self._dashboard_url}", style="dim"))
         table = Table.grid(padding=(0, 2))
         for stage in list(state.running.values()):
             total = stage.total_steps or None

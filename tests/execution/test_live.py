@@ -57,7 +57,7 @@ def terminal(*, is_terminal: bool) -> tuple[Console, io.StringIO]:
 
 def test_plain_lines() -> None:
     console, text = terminal(is_terminal=False)
-    with make_view(PLAN, console, ["MLflow  sqlite:///mlflow.db"], plain=False) as view:
+    with make_view(PLAN, console, plain=False) as view:
         assert isinstance(view, PlainView)
         for event in events() + ending():
             view.on_event(event)
@@ -77,7 +77,7 @@ def test_plain_lines() -> None:
 
 def test_live_view() -> None:
     console, text = terminal(is_terminal=True)
-    with make_view(PLAN, console, ["MLflow  sqlite:///mlflow.db"], plain=False) as view:
+    with make_view(PLAN, console, plain=False) as view:
         assert isinstance(view, LiveView)
         for event in events():
             view.on_event(event)
@@ -90,7 +90,7 @@ def test_live_view() -> None:
         with console.capture() as capture:
             console.print(view._render())
         shown_at_last = capture.get()
-    for words in ("MLflow  sqlite:///mlflow.db", "http://127.0.0.1:8265", "teacher", "epoch 2/3", "4,321", "56.8"):
+    for words in ("Ray dashboard  http://127.0.0.1:8265", "teacher", "epoch 2/3", "4,321", "56.8"):
         assert words in shown
     assert "0/3 stages" in shown
     assert "1/3 stages, 1 failed, 1 skipped" in shown_at_last
@@ -100,7 +100,7 @@ def test_live_view() -> None:
 
 def test_plain_is_a_wish_that_counts() -> None:
     console, _ = terminal(is_terminal=True)
-    assert isinstance(make_view(PLAN, console, [], plain=True), PlainView)
+    assert isinstance(make_view(PLAN, console, plain=True), PlainView)
 
 
 def test_durations() -> None:
