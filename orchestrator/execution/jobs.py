@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 SPEC = "experiment.yaml"
 """The resolved spec among the shipped files."""
+_AWAKE_PATIENCE_S = 60.0
+"""How long a cluster that has just started may take until it accepts jobs, in seconds."""
 _STOP_WAIT_S = 30
 """How long Ray waits after asking a job to stop before it kills it; stages save their progress meanwhile."""
 _UNFINISHED = ("PENDING", "RUNNING")
@@ -74,9 +77,9 @@ def submit(spec: Path, assignments: Sequence[str], address: str) -> str:
         with tempfile.TemporaryDirectory(prefix="slimvit-") as scratch:
             folder = bundle(Path(scratch) / "code")
             (folder / SPEC).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
-            return _asked(
-                address,
-                lambda: client.submit_job(
+
+            def send() -> str:
+                return client.submit_job(
                     submission_id=name,
                     entrypoint=_entrypoint(),
                     runtime_env={
@@ -84,8 +87,9 @@ def submit(spec: Path, assignments: Sequence[str], address: str) -> str:
                         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
                     },
                     metadata={"experiment": plan.experiment, "spec": str(spec)},
-                ),
-            )
+                )
+
+            return _asked(address, lambda: _once_awake(address, send))
 
 
 def status(job: str, address: str) -> str:
@@ -177,6 +181,23 @@ def _client(address: str) -> Iterator[JobSubmissionClient]:
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"`{address}` is no address of a Ray dashboard; it looks like `http://HOST:8265`")
     yield _asked(address, lambda: JobSubmissionClient(address.rstrip("/")))
+
+
+def _once_awake(address: str, question: Callable[[], T]) -> T:
+    """A cluster that has just started answers before the agents that take jobs do; wait for them."""
+    until = time.monotonic() + _AWAKE_PATIENCE_S
+    while True:
+        try:
+            return question()
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            if time.monotonic() > until:
+                raise ResourceError(
+                    f"the Ray cluster at `{address}` takes no jobs: the agent that starts them does not answer. If there "
+                    "is another Ray cluster on its head node, that one holds the agent's port; end it, or submit there"
+                ) from error
+        time.sleep(1.0)
 
 
 def _asked(address: str, question: Callable[[], T]) -> T:
