@@ -194,8 +194,8 @@ def _once_awake(address: str, question: Callable[[], T]) -> T:
                 raise
             if time.monotonic() > until:
                 raise ResourceError(
-                    f"the Ray cluster at `{address}` takes no jobs: the agent that starts them does not answer. If there "
-                    "is another Ray cluster on its head node, that one holds the agent's port; end it, or submit there"
+                    f"the Ray cluster at `{address}` takes no jobs: the agent that starts them does not answer. If "
+                    "another Ray cluster runs on its head node, that one holds the agent's port: end it, or use it"
                 ) from error
         time.sleep(1.0)
 
