@@ -41,7 +41,10 @@ class State:
         """
         if len(rows) == self.x.shape[0]:
             return self
-        keep = lambda t: None if t is None else t.index_select(0, rows)  # noqa: E731
+
+        def keep(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.index_select(0, rows)
+
         image = rows if self.image is None else self.image.index_select(0, rows)
         return replace(
             self, x=self.x.index_select(0, rows), size=keep(self.size), source=keep(self.source), image=image

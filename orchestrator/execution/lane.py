@@ -175,7 +175,7 @@ class _Turn:
             )
         )
         runner = _resolve(getattr(self.spec.runners, stage.kind))
-        # Ray Train gives each worker a private folder of the session as its working directory.
+        # Ray Train makes a private folder of each worker its working directory.
         with tempfile.TemporaryDirectory(prefix="stage-", dir=Path.cwd()) as scratch, self._reporter() as reporter:
             report = reporter.report if self.context.rank == 0 else _ignore
             io = StageIO(self.spec.store, Path(scratch), report=report, should_stop=reporter.should_stop)
