@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from specs.base import SpecModel
 from specs.model import ModelSpec
@@ -37,3 +37,18 @@ class MeasurementSpec(SpecModel):
     baseline: ModelSpec | None = Field(default_factory=lambda: ModelSpec(model="vit_tiny_patch16_224"))
     """Reference network, timed in alternation with each combination in one process, at the student's input size;
     `null` = no ratios."""
+
+    operating_points: dict[str, list[float]] | None = None
+    """Settings at which strategies with a runtime knob are measured besides their own, by `<strategy>.<option>`, for
+    example `{early_exit.threshold: [0.5, 0.8]}`; `null` = the strategies' own sweeps; `{}` = none."""
+
+    max_drift: Annotated[float, Field(gt=0)] = 5.0
+    """Drift of the baseline between start and end of a measurement that is accepted, in percent of its speed. Beyond it
+    the measurement is repeated."""
+
+    attempts: PositiveInt = 2
+    """How often something is timed at most while the device is not quiet; then it is marked unreliable."""
+
+    repeat: NonNegativeInt = 0
+    """Number of this repetition: another number measures again what is measured already under the same conditions, for
+    example on another machine."""

@@ -50,6 +50,10 @@ class Cell(Frozen):
     """Seed → value."""
     group: str | None = None
     """Letter of the group of conditions; only values of one group are ranked together."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of a single measurement, if the row has one; with several seeds the spread says more."""
+    unreliable: str | None = None
+    """Why the value should not be trusted; shown with a mark, and never best nor Pareto-optimal."""
     best: bool = False
     """Best of its group in this column (and the group is not all equal)."""
     reason: str | None = None
@@ -72,6 +76,8 @@ class Row(Frozen):
     """What is missing, for people; empty when nothing is."""
     pareto: bool = False
     """Pareto-optimal in top-1 (or the chosen quality) against the chosen cost."""
+    front_probability: float | None = None
+    """Probability to be on the front, over the seeds; `None` without a point, or where nothing has two seeds."""
     cells: dict[str, Cell] = {}
     """Column key → cell."""
 
@@ -89,6 +95,93 @@ class StageCost(Frozen):
     """Its own running time."""
     images_per_s: float | None = None
     epochs: int | None = None
+    device_hours: float | None = None
+    """Workers × hours."""
+    teacher_seconds: float | None = None
+    """Of `seconds`, those in which a teacher answered."""
+
+
+class CurvePoint(Frozen):
+    """A combination at one setting of a knob."""
+
+    setting: float
+    trained: bool
+    """The setting of the spec."""
+    cells: dict[str, Cell]
+    """Column key → cell, as in a row."""
+
+
+class Curve(Frozen):
+    """One trained network over the settings of one knob."""
+
+    combination: str
+    knob: str
+    """`<strategy>.<option>`."""
+    points: tuple[CurvePoint, ...]
+    """By setting."""
+
+
+class Hypervolume(Frozen):
+    """Area that the Pareto front dominates, in the units of its axes; larger is better."""
+
+    value: float
+    std: float | None
+    """Over resampled seeds; `None` where nothing has two seeds."""
+    reference: tuple[float, float]
+    """The corner it is taken from (quality, cost): the worst value of each axis among the combinations."""
+    group: str
+    """Letters of the conditions on both axes."""
+
+
+class Effect(Frozen):
+    """What a choice on one axis does to a metric, averaged over everything else; or what two do together beyond that.
+
+    For one label: mean difference to the axis's first label over all pairs of combinations that differ in nothing else.
+    For two: how much the first's effect changes when the second is there too (difference of differences)."""
+
+    labels: dict[str, str]
+    """Axis → label; one entry for a main effect, two for an interaction."""
+    against: dict[str, str]
+    """Axis → label it is compared with."""
+    column: str
+    """Key of the column."""
+    value: float
+    """In the column's unit."""
+    std_error: float | None
+    """Standard error over pairs and seeds; `None` with fewer than two pairs."""
+    num_pairs: int
+    """Pairs (or quadruples) of measurements behind it."""
+
+
+class ClaimPart(Frozen):
+    """One condition of a claim, checked: `throughput_ratio >= 2.4`."""
+
+    text: str
+    value: float | None
+    holds: bool | None
+    """`None` = cannot be told, with the reason."""
+    reason: str = ""
+
+
+class ClaimResult(Frozen):
+    """A claim about the best combination under a budget, computed from the stored rows."""
+
+    text: str
+    budget: str
+    """The constraint that chooses candidates: `params < 15000000`."""
+    combination: str | None
+    """The most accurate combination under the budget; `None` if there is none."""
+    parts: tuple[ClaimPart, ...]
+
+
+class PublishedPoint(Frozen):
+    """A network that others measured, under their conditions."""
+
+    name: str
+    source: str
+    """Which imported table it comes from."""
+    values: dict[str, float]
+    """Metric → value, in our units."""
 
 
 class Comparison(Frozen):
@@ -107,6 +200,13 @@ class Comparison(Frozen):
     """Stages that would have run without sharing."""
     dropped: dict[str, tuple[str, ...]] = {}
     """Combinations left out by the plan → why."""
+    hypervolumes: tuple[Hypervolume, ...] = ()
+    """One for each group of conditions that has a front."""
+    curves: tuple[Curve, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    claims: tuple[ClaimResult, ...] = ()
+    published: tuple[PublishedPoint, ...] = ()
+    """Others' measurements under others' conditions; never ranked with ours."""
     notes: tuple[str, ...] = ()
     """What a reader has to know before ranking: differing conditions, missing seeds."""
 
