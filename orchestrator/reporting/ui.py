@@ -61,7 +61,10 @@ def serve(uri: str, port: int, say: Callable[[str], None] = print) -> None:
     # Job execution would start eight more processes that a record has no use for.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"} | os.environ
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends the server as well, like Ctrl-C
+        # `kill` ends the server as well, like Ctrl-C; and a process that was started in the background, with SIGINT
+        # ignored, still ends when it is sent one.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryFile() as log:
         # A session of its own: the server starts workers, and Ctrl-C should end them all once, by us.
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
