@@ -161,6 +161,12 @@ def measure(
         ),
     ],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Time the compiled networks.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, show_default="all processors", help="Compute threads on CPU.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each timed quantity.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
     """Measure a network, with or without strategies, without training it."""
@@ -173,11 +179,22 @@ def measure(
     options = [arguments.strategy(text, registry.resolver) for text in strategies]
     metrics = arguments.chosen(only, METRICS, "--only")
     arguments.chosen([device], ("auto", "cpu", "cuda"), "--device")
+    arguments.chosen([precision], ("fp32", "bf16", "fp16"), "--precision")
     from orchestrator.measurement.command import as_json as rows_as_json
     from orchestrator.measurement.command import as_text, measure_model
 
     with usage_errors():
-        rows = measure_model(network, options, batch_sizes=batch_sizes, device=device, only=metrics)
+        rows = measure_model(
+            network,
+            options,
+            batch_sizes=batch_sizes,
+            device=device,
+            precision=precision,
+            compiled=compiled,
+            threads=threads,
+            seconds=seconds,
+            only=metrics,
+        )
     typer.echo(rows_as_json(rows) if as_json else as_text(rows))
 
 

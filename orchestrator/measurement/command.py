@@ -32,7 +32,9 @@ def measure_model(
     *,
     batch_sizes: Sequence[int] = (1, 64),
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: str = "fp32",
+    compiled: bool = False,
+    threads: int | None = None,
     only: Sequence[str] = (),
     seconds: float = 2.0,
 ) -> list[MetricRow]:
@@ -42,6 +44,8 @@ def measure_model(
     images; the conditions of its rows say so. Strategies that only train leave nothing to measure.
 
     Args:
+        precision: `fp32`, `bf16` or `fp16`.
+        threads: compute threads on CPU; `None` = one for each processor that this process may use.
         only: names of metrics; none = all that need no training.
         seconds: for each timed quantity.
 
@@ -66,7 +70,14 @@ def measure_model(
         no_baseline="",
         images=random_images(RANDOM_IMAGES, (facts.in_chans, facts.image_size, facts.image_size)),
         images_are="random images, random weights",
-        settings=Settings(_device(device), precision, False, _threads(), tuple(batch_sizes), seconds),
+        settings=Settings(
+            _device(device),
+            TypeAdapter(Precision).validate_python(precision),
+            compile=compiled,
+            threads=threads or _processors(),
+            batch_sizes=tuple(batch_sizes),
+            seconds=seconds,
+        ),
         wanted=frozenset(only or MEASURABLE),
     )
     return measurement.run()
@@ -102,6 +113,6 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda:0" if name == "cuda" else name)
 
 
-def _threads() -> int:
+def _processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
