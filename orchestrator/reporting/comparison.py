@@ -174,14 +174,29 @@ class ClaimResult(Frozen):
     parts: tuple[ClaimPart, ...]
 
 
+class PublishedFile(Frozen):
+    """A file of numbers that others measured, as it was imported."""
+
+    file: str
+    """Its name, without folders."""
+    sha256: str
+    """Digest of its bytes, hex."""
+    conditions: dict[str, str] = {}
+    """What the file's name tells of how its numbers were taken: data, device, precision, framework."""
+
+
 class PublishedPoint(Frozen):
     """A network that others measured, under their conditions."""
 
     name: str
     source: str
     """Which imported table it comes from."""
+    group: str
+    """Name of the conditions: only points of one group were taken alike."""
     values: dict[str, float]
     """Metric → value, in our units."""
+    conditions: dict[str, JsonValue] = {}
+    """What its lines tell: image size, crop, interpolation, batch size."""
 
 
 class Comparison(Frozen):
@@ -207,6 +222,8 @@ class Comparison(Frozen):
     claims: tuple[ClaimResult, ...] = ()
     published: tuple[PublishedPoint, ...] = ()
     """Others' measurements under others' conditions; never ranked with ours."""
+    published_files: tuple[PublishedFile, ...] = ()
+    """Where they come from."""
     notes: tuple[str, ...] = ()
     """What a reader has to know before ranking: differing conditions, missing seeds."""
 
