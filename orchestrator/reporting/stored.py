@@ -11,9 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError
-from specs.metrics import MetricRow
+from orchestrator.training.outcomes import Outcomes
+from specs.metrics import MetricRow, OperatingPoint
 
 _ROWS = TypeAdapter(list[MetricRow])
+_POINTS = TypeAdapter(list[OperatingPoint])
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,10 @@ class Epoch:
     """`loss`, `lr`, `images_per_s`, `val_top1`, loss terms; only finite numbers."""
 
 
-RESULTS = ("rows.json", "result.json", "history.jsonl", "stage.json", "model.json")
+RESULTS = (
+    *("rows.json", "points.json", "result.json", "stage.json"),
+    *("history.jsonl", "evaluation.json", "model.json"),
+)
 """What a reader of results needs: everything but the weights, which are large to move and to verify."""
 
 
@@ -59,8 +64,38 @@ def read_rows(folder: Path) -> list[MetricRow]:
         raise _unreadable(path, error) from error
 
 
+def read_points(folder: Path) -> list[OperatingPoint]:
+    """Operating points of a measure stage, by knob and setting; empty where the network has no knob.
+
+    Raises:
+        StoreError: if the file was not written by this program.
+    """
+    path = folder / "points.json"
+    if not path.exists():
+        return []
+    try:
+        return _POINTS.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_outcomes(folder: Path) -> Outcomes | None:
+    """Confusion matrix and calibration bins of a train stage's final evaluation; `None` if it left none.
+
+    Raises:
+        StoreError: if the file was not written by this program.
+    """
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return None
+    try:
+        return Outcomes.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
 def read_result(folder: Path) -> dict[str, Any]:
-    """`result.json` of a stage: metrics, seconds, images_per_s, epochs, steps, environment.
+    """`result.json` of a stage: metrics, seconds, device_hours, teacher_seconds, images_per_s, epochs, steps, …
 
     Raises:
         StoreError: if the file is missing or not a JSON object.
@@ -107,6 +142,6 @@ def finite(values: dict[str, Any]) -> dict[str, float]:
 
 def _unreadable(path: Path, error: Exception) -> StoreError:
     return StoreError(
-        f"cannot read `{path.name}` of the artefact `{path.parent.name}` ({path}): {error}. Delete the artefact from "
-        "the store and run the spec again."
+        f"cannot read `{path.name}` of the artefact `{path.parent.name}` ({path}): {error}. Delete the folder "
+        f"`{path.parent}`; `slimvit run` computes what it held anew."
     )
