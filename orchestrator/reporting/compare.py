@@ -9,21 +9,16 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
 
 from pydantic import JsonValue
 
 from cluster.storage import ArtifactStore
-from orchestrator.errors import UsageError
 from orchestrator.planning.plan import Combination, Plan
 from orchestrator.reporting import conditions
 from orchestrator.reporting.comparison import NOT_TAKEN, Cell, Column, Comparison, Row, StageCost, Status
-from orchestrator.reporting.pareto import pareto_front
+from orchestrator.reporting.front import with_axes
 from orchestrator.reporting.results import Results, batch_size, number, read_results, rows_by_column
 from specs.metrics import METRICS, MetricRow
-
-Cost = Literal["macs", "params", "throughput", "latency_ms", "peak_memory_mib", "checkpoint_mib", "train_seconds"]
-COSTS: tuple[str, ...] = get_args(Cost)
 
 RATIOS = {
     "params": "params_ratio",
@@ -83,45 +78,6 @@ def compare(
     )
     comparison = comparison.model_copy(update={"notes": tuple(_notes(comparison))})
     return with_axes(comparison, cost)
-
-
-def with_axes(comparison: Comparison, cost: str, quality: str = "top1") -> Comparison:
-    """The same comparison with the Pareto mark taken over other axes.
-
-    Raises:
-        UsageError: if an axis is no metric of this experiment, or says of no direction that it is better.
-    """
-    found = {}
-    for name in (quality, cost):
-        column = comparison.find(name)
-        if (column.direction == "none") if column else (name not in METRICS):
-            known = ", ".join(c.key for c in comparison.columns if c.direction != "none") or "none is measured yet"
-            raise UsageError(f"`{name}` cannot be an axis of the Pareto front; axes of this experiment: {known}")
-        found[name] = column.key if column else None
-    axes = (found[quality], found[cost])
-    optimal = front(comparison, axes[0], axes[1]) if axes[0] and axes[1] else frozenset()
-    rows = tuple(r.model_copy(update={"pareto": r.name in optimal}) for r in comparison.rows)
-    return comparison.model_copy(update={"rows": rows, "quality": axes[0], "cost": axes[1]})
-
-
-def front(comparison: Comparison, quality: str, cost: str) -> frozenset[str]:
-    """Names of the combinations that are Pareto-optimal in two columns, each among those measured alike."""
-    columns = [comparison.column(key) for key in (quality, cost)]
-    directions: list[Literal["higher", "lower"]] = [
-        "higher" if column.direction == "higher" else "lower" for column in columns
-    ]
-    alike: dict[tuple[str | None, ...], list[tuple[str, tuple[float, ...]]]] = defaultdict(list)
-    for r in comparison.rows:
-        cells = [r.cells[column.key] for column in columns]
-        point = tuple(cell.value for cell in cells if cell.value is not None)
-        if len(point) == len(columns):
-            alike[tuple(cell.group for cell in cells)].append((r.name, point))
-    return frozenset(
-        name
-        for members in alike.values()
-        for (name, _), optimal in zip(members, pareto_front([p for _, p in members], directions), strict=True)
-        if optimal
-    )
 
 
 def _columns(values: Mapping[str, Values]) -> list[Column]:

@@ -1,49 +1,45 @@
-"""Pareto optimality: which points no other point beats."""
+"""Pareto optimality in two axes: which points no other point beats, in many draws at once."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Literal
+import numpy as np
+from numpy.typing import NDArray
 
-Direction = Literal["higher", "lower"]
+Floats = NDArray[np.float64]
 
 
-def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[bool]:
-    """Say of each point whether it is Pareto-optimal.
+def on_front(quality: Floats, cost: Floats) -> NDArray[np.bool_]:
+    """Say of each point whether it is Pareto-optimal among the points of its draw.
 
-    A point is optimal when no other point is at least as good on every axis and better on one. Equal points do not
+    A point is optimal when no other point is at least as good on both axes and better on one. Equal points do not
     beat each other, so ties are optimal together.
 
     Args:
-        points: one point a row, one value an axis; finite.
-        directions: for each axis, which way is better.
+        quality: higher is better, shape (…, points); finite.
+        cost: lower is better, same shape.
 
     Returns:
-        One flag a point, in the order of `points`.
+        Flags of that shape.
 
     Raises:
-        ValueError: if a point has another number of axes, or a value is NaN or infinite.
+        ValueError: if the shapes differ, or a value is NaN or infinite.
     """
-    if not directions:
-        raise ValueError("a Pareto front needs at least one axis")
-    signs = [1.0 if direction == "higher" else -1.0 for direction in directions]
-    goods: list[tuple[float, ...]] = []
-    for i, point in enumerate(points):
-        if len(point) != len(signs):
-            raise ValueError(f"point {i} has {len(point)} values, but there are {len(signs)} axes")
-        if not all(math.isfinite(value) for value in point):
-            raise ValueError(f"point {i} has a value that is not finite: {tuple(point)}")
-        goods.append(tuple(sign * value for sign, value in zip(signs, point, strict=True)))
-
-    # Best first in lexicographic order: whatever beats a point comes before it, and if anything does, then some
-    # point of the front does (being beaten is transitive), so each point is compared with the front alone.
-    front: list[tuple[float, ...]] = []
-    optimal = [False] * len(goods)
-    for i in sorted(range(len(goods)), key=lambda i: goods[i], reverse=True):
-        good = goods[i]
-        if any(other != good and all(a >= b for a, b in zip(other, good, strict=True)) for other in front):
-            continue
-        optimal[i] = True
-        front.append(good)
-    return optimal
+    if quality.shape != cost.shape:
+        raise ValueError(f"qualities have shape {quality.shape}, but costs {cost.shape}")
+    if not (np.isfinite(quality).all() and np.isfinite(cost).all()):
+        raise ValueError("a point has a value that is not finite")
+    if quality.shape[-1] == 0:
+        return np.zeros(quality.shape, dtype=bool)
+    # From cheap to dear, of equally dear ones the best first: a point is beaten if one before it is at least as good,
+    # unless that one is its equal.
+    order = np.lexsort((-quality, cost), axis=-1)
+    q, c = np.take_along_axis(quality, order, -1), np.take_along_axis(cost, order, -1)
+    best = np.maximum.accumulate(q, axis=-1)
+    rises = np.ones(q.shape, dtype=bool)
+    rises[..., 1:] = q[..., 1:] > best[..., :-1]
+    steps = np.where(rises, np.arange(q.shape[-1]), 0)
+    leader = np.maximum.accumulate(steps, axis=-1)
+    optimal = (q == best) & (c == np.take_along_axis(c, leader, -1))
+    flags = np.empty_like(optimal)
+    np.put_along_axis(flags, order, optimal, -1)
+    return flags

@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Plan, TrainStage
-from orchestrator.reporting.compare import front
+from orchestrator.reporting.front import front
 from orchestrator.reporting.comparison import Cell, Column, Comparison, Row
 from orchestrator.reporting.record import resolved_spec
 from orchestrator.reporting.stored import read_history, stage_folder

@@ -13,7 +13,8 @@ import pytest
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.planning.plan import TrainStage
 from orchestrator.reporting import conditions
-from orchestrator.reporting.compare import compare, front, with_axes
+from orchestrator.reporting.compare import compare
+from orchestrator.reporting.front import front, with_axes
 from orchestrator.reporting.comparison import Cell, Comparison, Row
 from specs.metrics import row
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from orchestrator.reporting import report
-from orchestrator.reporting.compare import compare, front
+from orchestrator.reporting.compare import compare
+from orchestrator.reporting.front import front
 from specs.experiment import Experiment
 
 
