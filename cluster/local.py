@@ -126,8 +126,8 @@ class LocalStore:
             else:
                 continue
             raise ValueError(
-                f"artefact `{name}` is damaged: `{path}` {problem}. Delete the folder `{folder}` and run the same "
-                "command again; what it held is computed anew"
+                f"artefact `{name}` is damaged: `{path}` {problem}. Delete the folder `{folder}`; `slimvit run` "
+                "computes what it held anew"
             )
         return folder
 
@@ -159,17 +159,18 @@ class LocalStore:
     def _marker(self, name: str) -> Contents:
         path = self._folder(name) / MARKER
         try:
-            text = path.read_text(encoding="utf-8")
+            marker = json.loads(path.read_text(encoding="utf-8"))
+            return {
+                file: {"sha256": str(known["sha256"]), "size": int(known["size"])}
+                for file, known in marker["files"].items()
+            }
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"the store `{self.root}` has no artefact `{name}`") from None
-        try:
-            files: Contents = json.loads(text)["files"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"artefact `{name}` is damaged: its marker `{path}` cannot be read ({error}). Delete the folder "
-                f"`{path.parent}` and run the same command again"
+                f"artefact `{name}` is damaged: its marker `{path}` cannot be read ({error!r}). Delete the folder "
+                f"`{path.parent}`; `slimvit run` computes what it held anew"
             ) from error
-        return files
 
     def _same_or_refuse(self, name: str, contents: Contents, folder: Path) -> None:
         if self._marker(name) != contents:

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.errors import UsageError
 from orchestrator.exits import ending, usage_errors
 
 if TYPE_CHECKING:
@@ -49,15 +51,24 @@ Assignments = Annotated[
 ]
 Store = Annotated[Path | None, typer.Option(help="Artefact store, if no spec names it.", metavar="DIR")]
 Address = Annotated[str, typer.Option(help="Ray cluster, e.g. http://head:8265.")]
+RunAddress = Annotated[str | None, typer.Option(help="Ray cluster to use instead of an embedded one.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+_OF_AN_EXPERIMENT = ("conditions", "combinations", "assignments", "store", "address", "plain")
+_OF_A_MODEL = (
+    *("model_args", "strategies", "batch_sizes", "only", "device"),
+    *("precision", "compiled", "threads", "seconds", "as_json"),
+)
+"""Parameters of the two forms of `measure`."""
 
 
 @app.command()
 def run(
     spec: Spec,
     assignments: Assignments,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to use instead of an embedded one.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")] = False,
+    address: RunAddress = None,
+    plain: Plain = False,
 ) -> None:
     """Run a spec from where it stands to the comparison. What is finished is not run again."""
     from orchestrator.run import run_experiment
@@ -127,7 +138,35 @@ def export(
 
 @app.command()
 def measure(
-    model: Annotated[str, typer.Option(help="Network in timm's registry.", metavar="NAME")],
+    context: typer.Context,
+    experiment: Annotated[
+        str | None, typer.Argument(metavar="EXPERIMENT", help="A spec file, or an experiment's name; or --model.")
+    ] = None,
+    *,
+    conditions: Annotated[
+        list[str],
+        typer.Option(
+            default_factory=list,
+            show_default=False,
+            metavar="K=V,…",
+            help="EXPERIMENT: measure under these, e.g. threads=1,batch_sizes=1;64; none = what is missing.",
+        ),
+    ],
+    combinations: Annotated[
+        list[str],
+        typer.Option(
+            "--combination",
+            default_factory=list,
+            show_default=False,
+            metavar="NAME",
+            help="EXPERIMENT: only this combination; repeatable.",
+        ),
+    ],
+    assignments: Assignments,
+    store: Store = None,
+    address: RunAddress = None,
+    plain: Plain = False,
+    model: Annotated[str | None, typer.Option(help="A network in timm's registry.", metavar="NAME")] = None,
     model_args: Annotated[
         list[str],
         typer.Option(
@@ -169,7 +208,26 @@ def measure(
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each timed quantity.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a network, with or without strategies, without training it."""
+    """Measure without training: the finished networks of an experiment, or any network with --model."""
+    if (experiment is None) == (model is None):
+        raise UsageError("name either an experiment or a network: `slimvit measure EXPERIMENT` or `--model NAME`")
+    if experiment is not None:
+        refuse(context, _OF_A_MODEL, "goes with `--model`; conditions of an experiment are `--conditions KEY=VALUE,…`")
+        from orchestrator.arguments import conditions as parse_conditions
+        from orchestrator.remeasure import measure_experiment
+
+        measure_experiment(
+            experiment,
+            parse_conditions(conditions),
+            combinations=combinations,
+            store=store,
+            assignments=assignments,
+            address=address,
+            plain=plain,
+        )
+        return
+    assert model is not None, "one of the two is named"
+    refuse(context, _OF_AN_EXPERIMENT, "goes with an experiment, not with `--model`")
     from orchestrator import arguments
     from specs.metrics import METRICS
     from specs.model import ModelSpec
@@ -200,7 +258,7 @@ def measure(
 
 @app.command()
 def strategies(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the options of this strategy.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this strategy.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the strategies that are installed, or show the options of one."""
@@ -266,7 +324,7 @@ def stop(job: JobId, address: Address) -> None:
 @app.command()
 def ui(
     assignments: Assignments,
-    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Spec whose record is shown.")] = None,
+    spec: Annotated[Path | None, typer.Argument(metavar="SPEC", help="Spec whose record is shown.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the MLflow UI; 0 = any free one.")] = 5000,
     store: Store = None,
 ) -> None:
@@ -274,6 +332,19 @@ def ui(
     from orchestrator.reporting.ui import open_ui
 
     open_ui(spec, port=port, store=store, assignments=assignments)
+
+
+def refuse(context: typer.Context, names: Collection[str], reason: str) -> None:
+    """Refuse parameters that were given and do not belong to this form of a command.
+
+    Raises:
+        UsageError: naming the first of them.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name in names and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"`{parameter.opts[0]}` {reason}")
 
 
 def load_spec(spec: Path, assignments: list[str]) -> SpecDocument:

@@ -30,11 +30,11 @@ from orchestrator.measurement.compute import static_macs
 from orchestrator.measurement.images import validation_images
 from orchestrator.measurement.network import load_deployed
 from orchestrator.planning.plan import Combination, Plan
-from orchestrator.reporting.find import find_plan
+from orchestrator.reporting.find import combinations_named, find_plan
 from orchestrator.training.checkpoint import load_network, read_network, save_network
 from orchestrator.training.sources import open_images
 from specs.data import DataSpec
-from specs.problems import listed, nearest
+from specs.problems import listed
 from strategies.backbone import Student
 
 FILES = {"safetensors": "model.safetensors", "torchscript": "model.pt", "onnx": "model.onnx", "pt2": "model.pt2"}
@@ -110,8 +110,9 @@ def export_combination(
         assignments: `PATH=VALUE` each, for a spec file.
 
     Raises:
-        UsageError: if there is no such combination or format, the folder exists, or the format cannot hold the network.
-        StoreError: if the combination is not finished, or its artefact is damaged.
+        UsageError: if there is no such combination or format, it is not trained, the folder exists, or the format
+            cannot hold the network.
+        StoreError: if its artefact is damaged.
     """
     found = find_plan(experiment, store, assignments)
     chosen, artefact = best_seed(found.plan, found.store, combination)
@@ -122,14 +123,8 @@ def export_combination(
 
 def best_seed(plan: Plan, store: ArtifactStore, name: str) -> tuple[Combination, Path]:
     """The finished combination of this name with the best top-1, and the folder of its network."""
-    named = [c for c in plan.combinations if c.name == name]
-    if not named:
-        known = list(dict.fromkeys(c.name for c in plan.combinations))
-        near = nearest(name, known)
-        advice = f"; did you mean `{near}`?" if near else "."
-        raise UsageError(f"`{plan.experiment}` has no combination `{name}`{advice} It has: {listed(known)}")
     finished = []
-    for combination in named:
+    for combination in combinations_named(plan, name):
         artefact = f"stages/{combination.result}"
         if store.committed(artefact):
             try:
@@ -137,13 +132,16 @@ def best_seed(plan: Plan, store: ArtifactStore, name: str) -> tuple[Combination,
                 metrics = json.loads((folder / "result.json").read_text(encoding="utf-8"))["metrics"]
             except KeyError as error:
                 raise StoreError(
-                    f"`{folder / 'result.json'}` lacks {error}. Delete `{folder}` and run again."
+                    f"`{folder / 'result.json'}` lacks {error}. Delete `{folder}`; `slimvit run` computes it anew."
                 ) from error
             except (OSError, ValueError) as error:
                 raise StoreError(str(error)) from error
             finished.append((metrics.get("val_top1", 0.0), combination, folder))
     if not finished:
-        raise StoreError(f"`{name}` is not finished yet; run the spec first")
+        raise UsageError(
+            f"`{name}` is not trained yet in the store {store}. Run the spec first (`slimvit run`), or name another "
+            "store with `--store`."
+        )
     _, best, folder = max(finished, key=lambda entry: entry[0])
     return best, folder
 

@@ -25,6 +25,7 @@ from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.status import finished, to_run
 from orchestrator.reporting.table import WIDE
+from orchestrator.storage import open_store
 from specs.experiment import Experiment
 from specs.load import load
 from strategies import registry
@@ -56,7 +57,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     """
     document = load(spec, assignments, resolver=registry.resolver)
     plan, experiment = make_plan(document), document.experiment
-    store = LocalStore(Path(experiment.storage.root))
+    store = open_store(experiment.storage.root)
     # A file or a pipe has no width: there the table keeps all of its columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     missing = to_run(plan, finished(plan, store))
@@ -75,7 +76,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     summary = driver.RunSummary()
     try:
         if missing:
-            summary = _watched(plan, experiment, store, address, plain, console, tracker)
+            summary = watched(plan, experiment, store, address, plain, console, tracker)
         if not summary.interrupted:
             report = _show_comparison(plan, experiment, store, summary, console)
             if tracker is not None and tracker.sync(plan, store, report) and not summary.failed:
@@ -84,7 +85,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
         if tracker is not None:
             tracker.close()
     console.print(f"Record: slimvit ui {shlex.quote(str(spec))}", soft_wrap=True)
-    _raise_if_unfinished(plan, summary)
+    raise_if_unfinished(plan, summary)
 
 
 def commit_plan(plan: Plan, experiment: Experiment, store: LocalStore) -> None:
@@ -128,14 +129,14 @@ class _RecordMark:
         self._store.delete(self._name)
 
 
-def _watched(
+def watched(
     plan: Plan,
     experiment: Experiment,
     store: LocalStore,
     address: str | None,
     plain: bool,
     console: Console,
-    tracker: Tracker | None,
+    tracker: Tracker | None = None,
 ) -> driver.RunSummary:
     """Run the missing stages, under the eyes of a person and of the record."""
     view = make_view(plan, console, plain=plain)
@@ -184,7 +185,12 @@ def _show_comparison(
     return report
 
 
-def _raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:
+def raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:
+    """End as the stages did.
+
+    Raises:
+        Interrupted, StageFailed: unless every stage is finished.
+    """
     if summary.interrupted:
         raise Interrupted(
             f"stopped with {len(summary.done_before) + len(summary.finished)} of {len(plan.stages)} stages finished; "

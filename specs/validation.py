@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from specs.assign import assign, value_at
 from specs.expand import UnsetVariable, expand, path_fields
 from specs.experiment import Experiment
+from specs.measurement import MeasurementSpec
 from specs.problems import Locate, Problem, SpecProblems, dotted, problem_at
 from specs.strategy import RESOLVER_KEY, AnyStrategy, Resolver, StrategyConfig
 from specs.translate import translate
@@ -42,9 +43,29 @@ def parse_strategy(data: Mapping[str, Any], resolver: Resolver, locate: Locate) 
     Raises:
         SpecProblems: with every problem found.
     """
-    try:
-        options = TypeAdapter(AnyStrategy).validate_json(json.dumps(data), context={RESOLVER_KEY: resolver})
-    except ValidationError as error:
-        raise SpecProblems(translate(error, data, resolver, locate, StrategyConfig)) from error
+    options = _parse_alone(AnyStrategy, StrategyConfig, data, resolver, locate)
     assert isinstance(options, StrategyConfig)
     return options
+
+
+def parse_measurement(data: Mapping[str, Any], locate: Locate) -> MeasurementSpec:
+    """Conditions of measurement by themselves.
+
+    Raises:
+        SpecProblems: with every problem found.
+    """
+    conditions = _parse_alone(MeasurementSpec, MeasurementSpec, data, _no_strategies, locate)
+    assert isinstance(conditions, MeasurementSpec)
+    return conditions
+
+
+def _no_strategies(name: str) -> type[StrategyConfig]:
+    raise AssertionError(f"conditions of measurement hold no strategies, so nobody asks for `{name}`")
+
+
+def _parse_alone(kind: Any, top: Any, data: Mapping[str, Any], resolver: Resolver, locate: Locate) -> Any:
+    """Validate a part of a spec that stands outside one; `top` is the type in which its keys are looked up."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(data), context={RESOLVER_KEY: resolver})
+    except ValidationError as error:
+        raise SpecProblems(translate(error, data, resolver, locate, top)) from error

@@ -114,9 +114,7 @@ def _fetch(store: ArtifactStore, name: str) -> Path:
     try:
         return store.fetch(name)
     except (FileNotFoundError, ValueError) as error:
-        raise StoreError(
-            f"the artefact `{name}` cannot be used: {error}. Delete it from the store and run the same command again."
-        ) from error
+        raise StoreError(str(error)) from error
 
 
 def _by_name(rows: list[MetricRow]) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
 from rich.console import Console, Group
 from rich.text import Text
@@ -15,6 +14,7 @@ from cluster.local import LocalStore
 from orchestrator.planning.explain import explain
 from orchestrator.planning.plan import MeasureStage, Plan
 from orchestrator.planning.status import Status, statuses
+from orchestrator.storage import open_store
 from specs.experiment import Experiment
 
 __all__ = ["as_json", "as_text", "explain"]
@@ -55,7 +55,7 @@ def as_json(plan: Plan, experiment: Experiment) -> str:
 
 
 def _store(experiment: Experiment) -> LocalStore:
-    return LocalStore(Path(experiment.storage.root))
+    return open_store(experiment.storage.root)
 
 
 def _counts(plan: Plan, found: Mapping[str, Status]) -> dict[str, int]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.local import LocalStore
 from cluster.storage import ArtifactStore
 from orchestrator.errors import PlanError, StoreError
 from orchestrator.planning.plan import MeasureStage, Plan, TrainStage
+from orchestrator.storage import open_store
 from specs.experiment import Experiment
 from specs.problems import listed, nearest
 
@@ -46,7 +45,7 @@ def explain(plan: Plan, experiment: Experiment, stage: str) -> str:
         StoreError: if a finished stage is damaged.
     """
     wanted = find_stage(plan, stage)
-    store = LocalStore(Path(experiment.storage.root))
+    store = open_store(experiment.storage.root)
     title = f"{wanted.label} ({wanted.digest[:SHORT]})"
     if store.committed(f"stages/{wanted.digest}"):
         return f"{title} is finished; it will not run again."

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from orchestrator.errors import PlanError
-from orchestrator.planning.digest import FORMAT, MEASUREMENT_VERSION, digest_of
 from orchestrator.planning.environment import numerics, resolved, training_device
 from orchestrator.planning.expand import Cell, cells
+from orchestrator.planning.measure_stage import measure_stage
 from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, TrainStage
 from orchestrator.planning.slices import Incompatible, Slices
 from orchestrator.planning.train_stages import TrainStages
@@ -38,7 +36,7 @@ class _Planner:
         self.slices = Slices(document)
         self.environment = numerics(training_device(self.experiment.resources))
         self.training = TrainStages(document, self.slices, self.environment)
-        self.conditions: dict[int, tuple[MeasurementSpec, dict[str, Any]]] = {}
+        self.conditions: dict[int, MeasurementSpec] = {}
         self.measured: dict[tuple[str, int], MeasureStage] = {}
 
     def plan(self) -> Plan:
@@ -117,32 +115,18 @@ class _Planner:
             if id(written) not in self.conditions:
                 filled = resolved(written, self.experiment.resources)
                 self._check_baseline(filled)
-                self.conditions[id(written)] = (filled, filled.model_dump(mode="json"))
-            wanted, conditions = self.conditions[id(written)]
+                self.conditions[id(written)] = filled
             manifest, data_part = self.training.data(data)
-            parts: dict[str, Any] = {
-                "format": FORMAT,
-                "kind": "measure",
-                "network": result.digest,
-                "measurement": conditions,
-                "data": data_part,
-                "input_size": data.image_size,
-                "code": MEASUREMENT_VERSION,
-                "environment": {**self.environment, "device": wanted.device},
-            }
             names = list(self.experiment.matrix.axes)
             axes = {names[a] for a in self.slices.axes("measurement")}
             suffix = ",".join(f"{a}={text}" for a, text in cell.labels.items() if a in axes)
-            stage = self.measured[key] = MeasureStage.model_construct(
-                kind="measure",
-                digest=digest_of(parts),
-                label=f"measure:{result.label}" + (f"[{suffix}]" if suffix else ""),
-                digest_parts=parts,
-                parents=(result.digest,),
-                measurement=wanted,
-                data=data,
+            stage = self.measured[key] = measure_stage(
+                result.digest,
+                self.conditions[id(written)],
+                data,
+                data_part,
                 num_classes=manifest.num_classes,
-                input_size=data.image_size,
+                label=f"measure:{result.label}" + (f"[{suffix}]" if suffix else ""),
             )
         return stage
 

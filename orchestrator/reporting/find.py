@@ -10,10 +10,11 @@ from cluster.local import LocalStore
 from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.planning.make import make_plan
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Combination, Plan
+from orchestrator.storage import open_store
 from specs.experiment import Experiment, StorageSpec
 from specs.load import SpecDocument, load
-from specs.problems import nearest
+from specs.problems import listed, nearest
 from specs.strategy import RESOLVER_KEY
 from strategies import registry
 
@@ -25,7 +26,7 @@ class Found(NamedTuple):
 
     plan: Plan
     experiment: Experiment
-    store: ArtifactStore
+    store: LocalStore
 
 
 def find_plan(name_or_spec: str, store_root: Path | None = None, assignments: Sequence[str] = ()) -> Found:
@@ -49,12 +50,37 @@ def find_plan(name_or_spec: str, store_root: Path | None = None, assignments: Se
             f"`--set` changes a spec, but `{name_or_spec}` is the name of a finished experiment. Name the spec file "
             "instead, or leave `--set` out."
         )
-    return _from_store(name_or_spec, LocalStore(store_root or Path(StorageSpec().root)))
+    return _from_store(name_or_spec, open_store(store_root or StorageSpec().root))
 
 
 def experiments(store: ArtifactStore) -> list[str]:
     """Names of the experiments that have been run on a store, sorted."""
     return sorted({name.split("/")[1] for name in store.names("plans")})
+
+
+def combinations_named(plan: Plan, name: str) -> list[Combination]:
+    """The combination of this name with all its seeds.
+
+    Raises:
+        UsageError: if there is none; names the nearest.
+    """
+    named = [c for c in plan.combinations if c.name == name]
+    if not named:
+        known = list(dict.fromkeys(c.name for c in plan.combinations))
+        near = nearest(name, known)
+        advice = f"; did you mean `{near}`?" if near else "."
+        raise UsageError(f"`{plan.experiment}` has no combination `{name}`{advice} It has: {listed(known)}")
+    return named
+
+
+def latest_plan(name: str, store: LocalStore) -> Plan | None:
+    """What was last run or measured of an experiment on a store; `None` if nothing was.
+
+    Raises:
+        StoreError: if the stored plan is damaged.
+    """
+    kept = list(store.names(f"plans/{name}"))  # sorted, and they begin with a timestamp
+    return _read(store, kept[-1]).plan if kept else None
 
 
 def latest_experiment(store: LocalStore) -> Experiment:
@@ -82,7 +108,7 @@ def load_spec(path: Path, assignments: Sequence[str]) -> SpecDocument:
 def _from_spec(path: Path, store_root: Path | None, assignments: Sequence[str]) -> Found:
     document = load_spec(path, assignments)
     experiment = document.experiment
-    return Found(make_plan(document), experiment, LocalStore(store_root or Path(experiment.storage.root)))
+    return Found(make_plan(document), experiment, open_store(store_root or experiment.storage.root))
 
 
 def _from_store(name: str, store: LocalStore) -> Found:
@@ -105,6 +131,7 @@ def _read(store: LocalStore, name: str) -> Found:
         experiment = Experiment.model_validate_json((folder / "experiment.json").read_bytes(), context=context)
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"the plan `{name}` in {store.root} cannot be read: {error}. Name the spec file instead."
+            f"the plan `{name}` in {store.root} cannot be read: {error}. Delete `{store.root / name}`; then the plan "
+            "before it counts, and `slimvit run` on the spec keeps a new one."
         ) from error
     return Found(plan, experiment, store)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from cluster.local import LocalStore
 from orchestrator.errors import UsageError
 from orchestrator.reporting.record import sqlite_file
+from orchestrator.storage import open_store
 from specs.experiment import TrackingSpec
 
 _HOST = "127.0.0.1"
@@ -85,7 +85,7 @@ def _uri(spec: Path | None, store: Path | None, assignments: Sequence[str]) -> s
     if spec is not None:
         return load_spec(spec, assignments).experiment.tracking.uri
     if store is not None:
-        return latest_experiment(LocalStore(store)).tracking.uri
+        return latest_experiment(open_store(store)).tracking.uri
     return TrackingSpec().uri
 
 

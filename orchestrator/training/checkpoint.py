@@ -89,8 +89,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise StoreError(
-            f"{path} is no readable safetensors file: {error}. Delete it and run the same command again, "
-            "or give another checkpoint."
+            f"{path} is no readable safetensors file: {error}. Give another checkpoint; "
+            "or, if it is a stage's, delete the stage's folder, and `slimvit run` computes it anew."
         ) from error
     return tensors
 
