@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from orchestrator.measurement import compute, timing
+from orchestrator.measurement.compute import Count
 from orchestrator.measurement.conditions import Settings
 from orchestrator.measurement.network import Recipe
 from orchestrator.measurement.precision import DTYPES
@@ -25,8 +26,8 @@ class Subject:
     recipe: Recipe
     network: Student
     strategies: list[Strategy[Any]]
-    macs: float | None
-    """MACs of one image if all images cost the same."""
+    count: Count | None
+    """What one image costs, if all images cost the same."""
     params: int
     checkpoint: int
     """Bytes of the file that holds its weights."""
@@ -43,9 +44,9 @@ def subject_of(recipe: Recipe, input_shape: tuple[int, ...]) -> Subject:
     """
     network, strategies = recipe.build()
     C, height, width = input_shape
-    macs = compute.static_macs(network, (C, height, width))
+    count = compute.static_count(network, (C, height, width))
     checkpoint = compute.checkpoint_bytes(network.network_state())
-    return Subject(recipe, network, strategies, macs, compute.num_parameters(network), checkpoint)
+    return Subject(recipe, network, strategies, count, compute.num_parameters(network), checkpoint)
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Bench:
     @property
     def varied(self) -> bool:
         """Whether the student's cost depends on what the images show."""
-        return self.subjects[STUDENT].macs is None
+        return self.subjects[STUDENT].count is None
 
     @property
     def conditions(self) -> dict[str, JsonValue]:

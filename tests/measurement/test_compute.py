@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 
 from orchestrator.measurement.compute import (
+    Count,
     checkpoint_bytes,
-    macs_of_images,
+    counts_of_images,
     num_parameters,
+    static_count,
     static_macs,
     unfused,
     weight_bytes,
@@ -17,6 +21,7 @@ from orchestrator.measurement.compute import (
 from orchestrator.measurement.images import random_images
 from orchestrator.measurement.network import Recipe
 from specs.model import ModelSpec
+from strategies.backbone import Student
 from strategies.compose import student_of
 
 TOY = (3, 64, 64)
@@ -97,24 +102,55 @@ def test_pruned(toy_vit: ModelSpec) -> None:
 
 
 def test_exits_have_a_distribution(toy_vit: ModelSpec) -> None:
-    """Each image costs what the blocks up to its exit cost, with the exit heads it met."""
-    images = random_images(16, TOY) * torch.linspace(0.1, 6, 16).view(-1, 1, 1, 1)
-    options = {"name": "early_exit", "blocks": [0, 2], "threshold": 0.0}
-    build = lambda threshold: Recipe(model=toy_vit, strategies=({**options, "threshold": threshold},)).build().network  # noqa: E731
+    """Each image costs what the blocks up to its exit cost, with the exit heads it met; at every exit there is."""
+    images = random_images(64, TOY) * torch.linspace(0.1, 6, 64).view(-1, 1, 1, 1)
+
+    def network(thresholds: dict[int, float]) -> Student:
+        options = {"name": "early_exit", "blocks": [0, 2], "threshold": 0.0}
+        student = Recipe(model=toy_vit, strategies=(options,)).build().network
+        for block, threshold in thresholds.items():
+            student.depth[block].threshold.fill_(threshold)
+        return student
+
+    every = {0: network({}), 2: network({0: 2.0}), 3: network({0: 2.0, 2: 2.0})}
+    tokens, D, M, classes = 65, 48, 192, 10
+    block = tokens * D * 4 * D + 2 * tokens**2 * D + 2 * tokens * D * M
+    block_out = tokens * (3 * D + D + M + D) + 3 * tokens**2 + tokens * D  # 3 heads
+    block_params = 12 * D * D + 13 * D
+    embedding, head = 64 * 192 * D, classes * D
+    embedding_params, head_params = 192 * D + D + D + tokens * D, classes * D + classes
+    exit_params = sum(p.numel() for p in every[0].extras.parameters()) // 2  # norm and classifier, the same at both
+    assert exit_params == 2 * D + head_params
+    final_params = 2 * D + head_params
+    expected = {
+        left: Count(
+            macs=embedding + (left + 1) * block + heads * head,
+            activations=64 * D + (left + 1) * block_out + heads * classes,
+            active_params=embedding_params + (left + 1) * block_params + exits * exit_params + end * final_params,
+            traffic=0,
+        )
+        for left, heads, exits, end in ((0, 1, 1, 0), (2, 2, 2, 0), (3, 3, 2, 1))
+    }
+
+    def same(found: Count, wanted: Count) -> bool:
+        return replace(found, traffic=0) == wanted
+
+    for left, student in every.items():
+        assert static_count(student, TOY) is None
+        (found,) = counts_of_images(student, images[:1])
+        assert same(found, expected[left]), left
+    assert counts_of_images(every[3], images[:1])[0].active_params == num_parameters(every[3])
+
+    # A threshold between the confidences of the images sends some out early and others on.
     with torch.no_grad():
-        first_exit = build(0.0)
-        state = first_exit.model
-        assert static_macs(first_exit, TOY) is None
-        assert state is not None
-        # A threshold between the confidences of the images sends some out early and others on.
-        probabilities = first_exit(images).logits.softmax(1).max(1).values
-        network = build(float(probabilities.median()))
-        left = network(images).exit_block.tolist()
-    assert len(set(left)) >= 2, "otherwise nothing is shown"
-    block = vit_macs([65] * 2, 48, [48], [192], 64, 8, 10) - 64 * 192 * 48 - 480
-    embedding, head = 64 * 192 * 48, 480
-    expected = {0: embedding + block + head, 2: embedding + 3 * block + 2 * head, 3: embedding + 4 * block + 3 * head}
-    assert macs_of_images(network, images) == [expected[b] for b in left]
+        confidence = every[0](images).logits.softmax(1).max(1).values
+        mixed = network({0: float(confidence.median()), 2: 2.0})
+        left_at = mixed(images).exit_block.tolist()
+    assert set(left_at) == {0, 3}, "otherwise nothing is shown"
+    counts = counts_of_images(mixed, images)
+    assert all(same(c, expected[b]) for c, b in zip(counts, left_at, strict=True))
+    share = left_at.count(0) / 64
+    assert Count.mean(counts).macs == pytest.approx(share * expected[0].macs + (1 - share) * expected[3].macs)
 
 
 def test_equal_paths_are_counted_once(toy_vit: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +160,7 @@ def test_equal_paths_are_counted_once(toy_vit: ModelSpec, monkeypatch: pytest.Mo
     counted = compute._counted
     calls = []
     monkeypatch.setattr(compute, "_counted", lambda *a: calls.append(1) or counted(*a))
-    assert len(set(macs_of_images(network, random_images(5, TOY)))) == 1
+    assert len(set(counts_of_images(network, random_images(5, TOY)))) == 1
     assert len(calls) == 1
 
 
@@ -137,6 +173,9 @@ def test_training_only_modules_do_not_count(toy_vit: ModelSpec) -> None:
 def test_bytes(toy_vit: ModelSpec) -> None:
     network = Recipe(model=toy_vit).build().network
     assert weight_bytes(network) == 4 * num_parameters(network)
+    assert weight_bytes(network, torch.bfloat16) == 2 * num_parameters(network)
+    normed = torch.nn.BatchNorm2d(3)  # 2 · 3 parameters, 2 · 3 running statistics, and an int64 that stays one
+    assert weight_bytes(normed, torch.float16) == 12 * 2 + 8
     assert 0 < checkpoint_bytes(network.network_state()) - weight_bytes(network) < 10_000, "the header of the file"
 
 
