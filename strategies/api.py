@@ -1,12 +1,12 @@
 """The strategy interface. Importing this module loads no torch: options and claims decide at planning time.
 
-A strategy is one file: typed `Config`, `claims`, and up to five optional hooks. Tensor code is imported inside the
+A strategy is one file: typed `Config`, `claims`, and up to six optional hooks. Tensor code is imported inside the
 hooks (or lives in a module of formulas beside the file), so that planning 10,000 combinations costs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -104,6 +104,9 @@ class Strategy(Generic[C]):
     """`wrap` changes shapes once and for all; a network loaded from a checkpoint already has it (pruning)."""
     deployed: ClassVar[bool] = True
     """Its modules belong to the network as deployed; `False` for what only training needs (projectors)."""
+    knob: ClassVar[str | None] = None
+    """Option with a number that can be changed after training, with the same weights (a threshold, a rate of tokens);
+    `None` if there is none. The trained network is then measured along `sweep`: it is a curve, not a point."""
     Config: type[StrategyConfig]
 
     def __init__(self, config: C) -> None:
@@ -117,6 +120,11 @@ class Strategy(Generic[C]):
             OptionError: if an option does not fit the network (a block that does not exist, no token left, …).
         """
         return Claims()
+
+    def sweep(self, facts: Facts) -> Sequence[float]:
+        """Settings of the knob that show what it does to this network, from cheap to plain: about five. Pure; loads no
+        torch. The trained setting is always added, and what `claims` refuses is left out."""
+        return ()
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Attach modules at the student's seams, once, before compile and DDP. Parameters go into

@@ -151,6 +151,15 @@ def check_classes(images: Images, num_classes: int) -> None:
         )
 
 
+def check_tells_apart(images: Images) -> None:
+    """Raise `DataError` if all validation images are of one class: any network that always says so would be right."""
+    if len(set(images.labels)) < 2:
+        raise DataError(
+            f"all {len(images)} validation images are of the class `{images.classes[images.labels[0]]}`, on which an "
+            "accuracy says nothing. Give at least one other class validation images, or raise `data.limit_val`."
+        )
+
+
 def training_loader(
     images: Images, data: DataSpec, augmentation: AugmentationSpec, order: TrainOrder, device: torch.device
 ) -> Loader:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator.training.interface import WorkerContext
@@ -56,6 +56,13 @@ class WorkerGroup:
             for name, value in part.items():
                 total[name] = total.get(name, 0.0) + value
         return dict(sorted(total.items()))
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """Element-wise sum over all workers, in the values' own number format; `values` is on the worker's device."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+        return values
 
     def from_first(self, value: int) -> int:
         """Worker 0's value."""

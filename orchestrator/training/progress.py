@@ -42,6 +42,10 @@ class Position:
     """Seconds in the training loop, without evaluation and checkpoints."""
     total_s: float = 0.0
     """Seconds in the stage."""
+    device_s: float = 0.0
+    """Seconds in the stage times workers, whose number may have changed on the way."""
+    teacher_s: float = 0.0
+    """Seconds in which the teacher answered, on one worker."""
 
 
 @dataclass

@@ -19,9 +19,9 @@ from timm.utils.model_ema import ModelEmaV3
 from orchestrator.errors import StoreError
 from orchestrator.planning.plan import TrainStage
 from orchestrator.training.checkpoint import save_network
-from orchestrator.training.data import check_classes, training_loader, validation_loader
+from orchestrator.training.data import check_classes, check_tells_apart, training_loader, validation_loader
 from orchestrator.training.distributed import WorkerGroup
-from orchestrator.training.evaluate import evaluate
+from orchestrator.training.evaluate import Evaluation, evaluate
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
 from orchestrator.training.meter import LossMeter
 from orchestrator.training.mixing import Mixing
@@ -34,6 +34,7 @@ from orchestrator.training.seeding import derive, determinism, seed_all
 from orchestrator.training.settle import settle
 from orchestrator.training.sources import open_images
 from orchestrator.training.stopping import StopVote
+from orchestrator.training.stopwatch import Stopwatch
 from strategies.losses import total_loss
 
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -82,6 +83,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     evaluation_batch = max(micro_batch, SMALLEST_EVALUATION_BATCH)
     validation = validation_loader(stage.data, evaluation_batch, device, rank=group.rank, world_size=group.world_size)
     check_classes(validation.source.images, stage.num_classes)
+    check_tells_apart(validation.source.images)
 
     # Networks: component → dynamic → distillation inside `assemble`, then average, compile, DDP
     networks = assemble(stage, io.store, device)
@@ -105,26 +107,46 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     progress_store = ProgressStore(io.store, stage.digest, io.scratch)
     first_step = group.from_first(progress_store.latest_sound() if group.is_first else 0)
     position = progress_store.load(first_step, trainable) if first_step else Position()
-    earlier_s = position.total_s
+    earlier = replace(position)
     meter = LossMeter(stage.label, eager=device.type == "cpu")
     meter.sums = position.sums if group.is_first else {}
+    teaching = Stopwatch(device)
+    evaluation: Evaluation | None = None
 
-    def report(kind: Any, step: int, values: dict[str, float]) -> Progress:
+    def progress_at(kind: Any, step: int, values: dict[str, float]) -> Progress:
         epoch = -(-step // steps_per_epoch) if steps_per_epoch else 0
-        progress = Progress(kind, stage.digest, epoch, step, total_steps, values)
+        return Progress(kind, stage.digest, epoch, step, total_steps, values)
+
+    def report(kind: Any, step: int, values: dict[str, float]) -> None:
         if group.is_first:
-            io.report(progress)
-        return progress
+            io.report(progress_at(kind, step, values))
+
+    def add_up_time() -> None:
+        spent = time.monotonic() - started
+        position.total_s, position.device_s = earlier.total_s + spent, earlier.device_s + spent * group.world_size
+        position.teacher_s = earlier.teacher_s + teaching.read()
 
     def save_progress() -> None:
-        position.sums, position.total_s = group.sum_by_name(meter.sums), earlier_s + time.monotonic() - started
+        position.sums = group.sum_by_name(meter.sums)
+        add_up_time()
         if group.is_first:
             progress_store.save(position, trainable)
+
+    def close_epoch() -> Evaluation | None:
+        """Evaluate, if it is time, and report. The epoch's checkpoint is there already: a kill repeats only this."""
+        epoch, found, values = position.step // steps_per_epoch, None, position.history[-1]["values"]
+        if position.step == total_steps or epoch % training.eval_every == 0:
+            found = evaluate(stage.label, evaluated, validation, strategies, precision, group)
+            values |= found.values
+        report("epoch", position.step, values)
+        return found
 
     report("resumed" if first_step else "start", first_step, {})
     student.train()
     stop_vote = StopVote(group, io.should_stop, context.deadline_s)
     parameters = [p for p in student.parameters() if p.requires_grad]
+    if first_step and first_step % steps_per_epoch == 0:
+        evaluation = close_epoch()
     order = replace(order, start=first_step)
     batches = iter(training_loader(images, stage.data, training.augmentation, order, device))
     clock = reported = time.perf_counter()
@@ -142,8 +164,10 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
             with group.no_sync(forward) if more_follow else nullcontext():
                 with precision.autocast():
                     out = forward(pixels)
-                    with torch.no_grad():
-                        taught = teach(pixels) if teach is not None else None
+                    taught = None
+                    if teach is not None:
+                        with torch.no_grad(), teaching.running():
+                            taught = teach(pixels)
                 loss, terms = total_loss(
                     strategies,
                     precision.full(out),
@@ -176,30 +200,29 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         now = time.perf_counter()
         position.training_s += now - clock
         if end_of_epoch:
-            epoch = done // steps_per_epoch
             values = meter.means(group.sum_by_name(meter.sums))
             values |= {"lr": optimizer.param_groups[0]["lr"]}
             values |= {"images_per_s": done * training.batch_size / position.training_s}
-            if end or epoch % training.eval_every == 0:
-                values |= evaluate(evaluated, validation, strategies, precision, group)
-            position.history.append(asdict(report("epoch", done, values)))
+            position.history.append(asdict(progress_at("epoch", done, values)))
             meter.sums = {}
-        if not end:
-            save_progress()
+        save_progress()
         if stop:
             group.wait()
             raise StageInterrupted(f"stage `{stage.label}` stopped after step {done} of {total_steps}: {stop}")
+        if end_of_epoch:
+            evaluation = close_epoch()
         clock = reported = time.perf_counter()
         steps_since_report = 0
 
-    if total_steps:
-        metrics = {k: v for k, v in position.history[-1]["values"].items() if k not in ("lr", "images_per_s")}
-    else:
-        metrics = evaluate(evaluated, validation, strategies, precision, group)
-    seconds = earlier_s + time.monotonic() - started
+    if evaluation is None:  # a stage of 0 epochs
+        evaluation = evaluate(stage.label, evaluated, validation, strategies, precision, group)
+    metrics = position.history[-1]["values"] if total_steps else evaluation.values
+    add_up_time()
     result = {
-        "metrics": metrics,
-        "seconds": seconds,
+        "metrics": {k: v for k, v in metrics.items() if k not in ("lr", "images_per_s")},
+        "seconds": position.total_s,
+        "device_hours": position.device_s / 3600,
+        "teacher_seconds": position.teacher_s,
         "images_per_s": total_steps * training.batch_size / position.training_s if total_steps else None,
         "epochs": training.epochs,
         "steps": total_steps,
@@ -213,6 +236,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         (folder / "history.jsonl").write_text(
             "".join(json.dumps(line) + "\n" for line in position.history), encoding="utf-8"
         )
+        (folder / "evaluation.json").write_text(evaluation.outcomes.to_json(), encoding="utf-8")
         result = settle(io.store, f"stages/{stage.digest}", folder, result)
         progress_store.clear()
     group.wait()

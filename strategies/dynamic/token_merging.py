@@ -50,7 +50,7 @@ class TokenMerging(Strategy[TokenMergingConfig]):
     paper = "Bolya et al. 2023, arXiv:2210.09461"
     neutral: ClassVar = {"r": 0}
     examples = ({"r": 8}, {"r": [0, 12, 12, 4]}, {"r": 6, "inflect": -0.5, "blocks": [1, 2, 3], "prop_attn": False})
-
+    knob = "r"
     Config = TokenMergingConfig
 
     def schedule(self, depth: int) -> dict[int, int]:
@@ -92,6 +92,11 @@ class TokenMerging(Strategy[TokenMergingConfig]):
         """Own the tokens of the merging blocks, and need their keys."""
         blocks = self.schedule(facts.student.depth)
         return Claims(owns=at_blocks(TOKENS, blocks), needs=at_blocks(KEYS, blocks))
+
+    def sweep(self, facts: Facts) -> tuple[float, ...]:
+        """Quarters of the way from 0 to where all patches are merged into a few. A list of numbers is no knob."""
+        most = facts.student.num_patches // max(len(self.config.blocks or range(facts.student.depth)), 1)
+        return tuple(float(most * quarter // 4) for quarter in range(4, -1, -1))
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Put the merge at the token seams."""

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.local import LocalStore
+from orchestrator.reporting.stored import read_outcomes
+from orchestrator.training.sources import open_images
 from specs.data import Sample
 from strategies import registry
 
@@ -71,3 +74,12 @@ def test_two_workers_follow_the_curve_of_one(make_stage, run, tmp_path):
         assert 0 < alone["early_exit.exited_1"] < 1
         for name in ("val_top1", "val_top5", "early_exit.exited_1"):
             assert together[name] == pytest.approx(alone[name])
+
+    # No image twice, none left out: of every class exactly those that there are.
+    counts = [read_outcomes(where.fetch(f"stages/{stage.digest}")) for where in (one, two)]
+    assert np.array_equal(counts[1].confusion.sum(axis=1), np.bincount(open_images(data, "val").labels))
+    assert np.array_equal(counts[0].confusion, counts[1].confusion)
+    assert np.array_equal(counts[0].bins[:, :2], counts[1].bins[:, :2])
+    assert counts[1].ece == pytest.approx(counts[0].ece)
+    result = json.loads((two.fetch(f"stages/{stage.digest}") / "result.json").read_text())
+    assert result["device_hours"] == pytest.approx(2 * result["seconds"] / 3600)

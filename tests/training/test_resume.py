@@ -14,6 +14,7 @@ import pytest
 
 from cluster.local import LocalStore
 from orchestrator.errors import StoreError
+from orchestrator.training.evaluate import evaluate
 from orchestrator.training.interface import Progress, StageInterrupted, WorkerContext
 from strategies import registry
 
@@ -73,6 +74,33 @@ def test_a_killed_stage_resumes_bit_for_bit(rich_stage, run, tmp_path):
     assert weights(store, rich_stage) == weights(undisturbed, rich_stage)
     assert resumed["metrics"] == whole["metrics"]
     assert list(store.names("progress")) == []
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_what_dies_in_an_evaluation_repeats_only_that(make_stage, run, tmp_path, monkeypatch, epoch):
+    stage = make_stage(epochs=2)
+    store, whole = LocalStore(tmp_path / "died"), LocalStore(tmp_path / "whole")
+    evaluations = iter(range(1, 3))
+
+    def dies(*args: Any) -> Any:
+        if next(evaluations) == epoch:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("orchestrator.training.stage.evaluate", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(stage, store=store)
+    said: list[Progress] = []
+    resumed = run(stage, store=store, report=said.append)
+    assert [(p.kind, p.step) for p in said if p.kind != "step"][:2] == [("resumed", 10 * epoch), ("epoch", 10 * epoch)]
+    assert resumed["metrics"] == run(stage, store=whole)["metrics"]
+    assert weights(store, stage) == weights(whole, stage)
+    histories = [
+        [json.loads(line)["values"].keys() for line in (s.fetch(f"stages/{stage.digest}") / "history.jsonl").open()]
+        for s in (store, whole)
+    ]
+    assert histories[0] == histories[1]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "nadamw", "lamb", "lion"])
