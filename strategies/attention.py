@@ -1,43 +1,131 @@
-"""timm's attention with what strategies need besides its result: a bias on the logits, and the keys.
+"""timm's attention with what strategies need besides its result: biases, masks, packed tokens, and a look inside.
 
-Shapes: B batch, N tokens, D width, H heads, E head width.
+Shapes: R images, N tokens (T if packed, with R = 1), D width, H heads, E head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from strategies import ragged
+from strategies.state import State
 
-def attend(attn: Any, x: Tensor, bias: Tensor | None, want_keys: bool) -> tuple[Tensor, Tensor | None]:
+Rotate = Callable[[Tensor, Tensor, State], tuple[Tensor, Tensor]]
+"""Queries and keys [R, H, N, E] → the same, turned by their tokens' positions."""
+
+EPSILON = 1e-6
+"""Of `masked_softmax`, as in arXiv:2106.02034."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a block's attention hands to the token seam, as far as it is asked to."""
+
+    keys: Tensor | None = None
+    """[R, H, N, E], after the key norm."""
+    class_attention: Tensor | None = None
+    """How the class token attends to every token [R, H, N]; sums to 1 over the tokens."""
+    value_norms: Tensor | None = None
+    """Euclidean length of every value [R, H, N]."""
+    projections: Tensor | None = None
+    """Queries, keys and values [3, R, H, N, E]."""
+
+
+NOTHING = Look()
+
+
+def attend(
+    attn: Any,
+    x: Tensor,
+    state: State,
+    *,
+    rotate: Rotate | None = None,
+    want: frozenset[str] = frozenset(),
+) -> tuple[Tensor, Look]:
     """Run a timm `Attention`, keeping its q/k norms, gate, inner norm and dropouts, and the fused kernel.
+
+    The class token's row of attention is computed apart, so that the kernel stays fused.
 
     Args:
         attn: `timm.layers.Attention`, possibly with heads removed.
-        x: [B, N, D].
-        bias: added to the attention logits, broadcastable to [B, H, N, N]; `None` = nothing.
-        want_keys: whether to return the keys.
+        x: the normed tokens [R, N, D].
+        state: where they come from: sizes, masks, lengths and positions are read from it.
+        rotate: turns queries and keys by position.
+        want: names of fields of `Look`.
 
     Returns:
-        The attention's output [B, N, D], and the keys [B, H, N, E] after the key norm (or `None`).
+        The attention's output [R, N, D], and what was wanted.
     """
-    if bias is None and not want_keys:
-        return attn(x), None  # timm's own code path: bit for bit the plain network
-    B, N, _ = x.shape
+    bias, keep, lengths = state.attention_bias(), state.keep, state.lengths
+    if bias is None and keep is None and lengths is None and rotate is None and not want:
+        return attn(x), NOTHING  # timm's own code path: bit for bit the plain network
+    R, N, _ = x.shape
     gate = attn.gate(x).sigmoid() if getattr(attn, "gate", None) is not None else None
-    q, k, v = attn.qkv(x).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = attn.qkv(x).reshape(R, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
+    if rotate is not None:
+        q, k = rotate(q, k, state)
     dropout = attn.attn_drop.p if attn.training else 0.0
-    if attn.fused_attn:
+    if lengths is not None:
+        y = ragged.attention(q, k, v, lengths, bias, dropout)
+    elif keep is None and attn.fused_attn:
         mask = None if bias is None else bias.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     else:
-        logits = (q * attn.scale) @ k.transpose(-2, -1)
-        weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+        weights = _weights((q * attn.scale) @ k.transpose(-2, -1), bias, keep)
         y = attn.attn_drop(weights) @ v
-    y = attn.norm(y.transpose(1, 2).reshape(B, N, attn.attn_dim))
+    y = attn.norm(y.transpose(1, 2).reshape(R, N, attn.attn_dim))
     if gate is not None:
         y = y * gate
-    return attn.proj_drop(attn.proj(y)), (k if want_keys else None)
+    look = NOTHING if not want else _look(q, k, v, attn.scale, bias, keep, want)
+    return attn.proj_drop(attn.proj(y)), look
+
+
+def masked_softmax(logits: Tensor, keep: Tensor) -> Tensor:
+    """Softmax in which every token sees those that are kept, and itself; differentiable in the mask.
+
+        a_ij = (e_ij · G_ij + ε / N) / (Σ_j e_ij · G_ij + ε),  e_ij = exp(l_ij − max_j l_ij),  G_ij = keep_j, 1 if i = j
+
+    Source: Rao et al. 2021, arXiv:2106.02034, equations 10 and 11; ε as in the authors' description, 1e-6.
+
+    Args:
+        logits: [R, H, N, N], or the rows of some tokens: then all of them must be kept.
+        keep: [R, N, 1], 0 to 1.
+
+    Returns:
+        Attention weights, shaped like `logits`, float32.
+    """
+    N = logits.shape[-1]
+    graph = keep.transpose(1, 2).unsqueeze(1).float()  # [R, 1, 1, N]
+    if logits.shape[-2] == N:
+        itself = torch.eye(N, device=logits.device)
+        graph = graph + (1 - graph) * itself
+    logits = logits.float()
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp() * graph
+    return (weights + EPSILON / N) / (weights.sum(dim=-1, keepdim=True) + EPSILON)
+
+
+def _weights(logits: Tensor, bias: Tensor | None, keep: Tensor | None) -> Tensor:
+    logits = logits if bias is None else logits + bias
+    return logits.softmax(dim=-1) if keep is None else masked_softmax(logits, keep).to(logits.dtype)
+
+
+def _look(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, keep: Tensor | None, want: frozenset[str]
+) -> Look:
+    class_attention = None
+    if "class_attention" in want:
+        row = (q[:, :, :1] * scale) @ k.transpose(-2, -1)
+        class_attention = _weights(row, bias, keep).squeeze(2)
+    return Look(
+        keys=k if "keys" in want else None,
+        class_attention=class_attention,
+        value_norms=v.norm(dim=-1) if "value_norms" in want else None,
+        projections=torch.stack([q, k, v]) if "projections" in want else None,
+    )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from strategies.attention import attend
+from strategies.attention import NOTHING, Look, Rotate, attend
 from strategies.state import Output, State
 
 __all__ = ["Output", "State", "Student", "TapStudent", "VisionTransformerStudent"]
@@ -21,11 +21,11 @@ __all__ = ["Output", "State", "Student", "TapStudent", "VisionTransformerStudent
 EXTRAS = "extras."
 
 
-class EmbeddingSeam(Protocol):
-    """After patches and positions: may add prefix tokens."""
+class StateSeam(Protocol):
+    """Between two blocks, or before the first: may change the tokens, add prefix tokens, set tokens aside."""
 
     def __call__(self, state: State) -> State:
-        """Return the state that enters block 0."""
+        """Return the state that goes on."""
         ...
 
 
@@ -40,8 +40,16 @@ class AttentionSeam(Protocol):
 class TokensSeam(Protocol):
     """Between attention and MLP of one block: may change which tokens exist."""
 
-    def __call__(self, state: State, keys: Tensor | None, track_source: bool) -> State:
-        """`keys` [R, H, N, E] if the strategy claims to need them; keep `state.source` up to date if asked."""
+    def __call__(self, state: State, look: Look, track_source: bool) -> State:
+        """`look` holds what the strategy claims to need; keep `state.source` up to date if asked."""
+        ...
+
+
+class HalfSeam(Protocol):
+    """In place of one half of a block, residual addition included: attention's half, or the MLP's."""
+
+    def __call__(self, block: nn.Module, state: State) -> State:
+        """Return the state after this half."""
         ...
 
 
@@ -50,6 +58,22 @@ class DepthSeam(Protocol):
 
     def __call__(self, state: State) -> tuple[Tensor, Tensor]:
         """Logits [R, C], and which images leave [R] (bool; ignored in training, where all go on)."""
+        ...
+
+
+class WholeSeam(Protocol):
+    """In place of the whole pass: several sizes of the images, or several passes."""
+
+    def __call__(self, student: VisionTransformerStudent, images: Tensor) -> Output:
+        """Use `student.embed` and `student.run`."""
+        ...
+
+
+class Companion(Protocol):
+    """Runs beside the network in training, on the same images."""
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what goes into `Output.readouts`."""
         ...
 
 
@@ -68,7 +92,9 @@ class Student(nn.Module):
         model: the timm network.
         extras: strategy → its modules with parameters or buffers.
         taps: blocks whose tokens are handed out in `Output.features`.
-        always_tap: hand them out in evaluation too (teachers).
+        always_tap: hand out what is wanted in evaluation too (teachers).
+        wants_tokens, wants_dense: hand out the tokens after the final norm, and the head's answer to each patch.
+        readouts, companions: strategy → what else it computes in training, at the end of the pass and beside it.
         shapes: block → (heads, MLP width) where they were pruned.
     """
 
@@ -82,13 +108,21 @@ class Student(nn.Module):
         self.extras = nn.ModuleDict()
         self.taps: frozenset[int] = frozenset()
         self.always_tap = False
+        self.wants_tokens = False
+        self.wants_dense = False
         self.readouts: dict[str, Readout] = {}
+        self.companions: dict[str, Companion] = {}
         self.shapes: dict[int, tuple[int, int]] = {}
 
     @property
+    def handing_out(self) -> bool:
+        """Whether this pass hands out more than answers."""
+        return self.training or self.always_tap
+
+    @property
     def tapping(self) -> bool:
-        """Whether this pass hands out features."""
-        return bool(self.taps) and (self.training or self.always_tap)
+        """Whether this pass hands out tokens of every image."""
+        return self.handing_out and (bool(self.taps) or self.wants_tokens or self.wants_dense)
 
     def network_state(self) -> dict[str, Tensor]:
         """All weights: the timm network under timm's keys, the rest under `extras.<strategy>.`."""
@@ -108,10 +142,19 @@ class Student(nn.Module):
         self.extras.load_state_dict(extras)
 
     def read_out(self, out: Output, state: State) -> Output:
-        """Run the readouts (training only)."""
+        """Hand out the final tokens and run the readouts, as far as this pass should."""
+        if self.wants_tokens and self.handing_out:
+            out.tokens, out.keep = state.full_grid(), state.keep
         if self.training:
             for name, readout in self.readouts.items():
                 out.readouts[name] = readout(out, state)
+        return out
+
+    def accompany(self, out: Output, images: Tensor) -> Output:
+        """Run the companions (training only)."""
+        if self.training:
+            for name, companion in self.companions.items():
+                out.readouts[name] = {**out.readouts.get(name, {}), **companion(images)}
         return out
 
 
@@ -119,18 +162,28 @@ class VisionTransformerStudent(Student):
     """timm's `VisionTransformer` (plain, LayerScale, qk-norm, average-pool, distilled, registers) with all seams.
 
     Attributes:
-        embedding, attention, tokens, depth: the seams, set by strategies through `compose`.
-        key_blocks: blocks whose attention hands its keys to the token seam.
+        whole: runs the whole pass instead.
+        embedding: after patches and positions.
+        entry: block → before it; the depth of the network → after the last block.
+        attention, first_half, tokens, second_half, depth: block → its seams, in the order in which they act.
+            `first_half` takes the place of `attention` and `tokens`.
+        rotate: block → what turns its queries and keys by position.
+        looks: block → fields of `Look` that its token seam or the losses read.
         split_heads: in training, report class and distillation logits apart (DeiT) instead of their mean.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.embedding: list[EmbeddingSeam] = []
+        self.whole: WholeSeam | None = None
+        self.embedding: list[StateSeam] = []
+        self.entry: dict[int, StateSeam] = {}
         self.attention: dict[int, AttentionSeam] = {}
+        self.first_half: dict[int, HalfSeam] = {}
         self.tokens: dict[int, TokensSeam] = {}
+        self.second_half: dict[int, HalfSeam] = {}
         self.depth: dict[int, DepthSeam] = {}
-        self.key_blocks: frozenset[int] = frozenset()
+        self.rotate: dict[int, Rotate] = {}
+        self.looks: dict[int, frozenset[str]] = {}
         self.heads: list[Callable[[Output, State], Output]] = []
         self.split_heads = False
 
@@ -140,21 +193,30 @@ class VisionTransformerStudent(Student):
         Args:
             images: [B, channels, side, side], normalised.
         """
+        out = self.run(self.embed(images)) if self.whole is None else self.whole(self, images)
+        return self.accompany(out, images)
+
+    def embed(self, images: Tensor) -> State:
+        """Images to the tokens that enter block 0."""
         model = self.model
         embedded = model._pos_embed(model.patch_embed(images))
         state = State(model.norm_pre(model.patch_drop(embedded)), model.num_prefix_tokens)
         del embedded  # no name keeps earlier tokens alive: memory peaks in the first block
         for seam in self.embedding:
             state = seam(state)
-        out = Output(images.new_empty(0), num_prefix_tokens=state.num_prefix_tokens)
+        return state
+
+    def run(self, state: State) -> Output:
+        """Tokens to answers: all blocks, exits and heads."""
+        out = Output(state.x.new_empty(0), num_prefix_tokens=state.num_prefix_tokens)
         left: list[tuple[Tensor, Tensor, int]] = []  # (rows of the batch, their logits, block)
         unanswered: Tensor | None = None  # where nobody is taken out: images that have not left [B] (bool)
-        for i, block in enumerate(model.blocks):
-            # Two calls, so that what only attention needs (its input, the keys) is freed before the MLP, where a
-            # block's memory peaks.
-            state = self._attend(i, block, state)
-            state = state.with_x(state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x)))))
-            out.num_tokens.append(state.x.shape[1])
+        for i, block in enumerate(self.model.blocks):
+            # One call a half, so that what only attention needs (its input, the keys) is freed before the MLP, where
+            # a block's memory peaks.
+            state = self._first_half(i, block, state, out)
+            state = self._second_half(i, block, state)
+            out.num_tokens.append(_tokens_an_image(state))
             if self.tapping and i in self.taps:
                 out.features[i] = state.full_grid()
             if i in self.depth:
@@ -170,44 +232,77 @@ class VisionTransformerStudent(Student):
                     rows = torch.arange(len(logits), device=logits.device) if state.image is None else state.image
                     left.append((rows[leaves], logits[leaves], i))
                     state = state.select(torch.nonzero(~leaves).squeeze(1))
-                    if state.x.shape[0] == 0:
+                    if state.num_images == 0:
                         break
+        if self.model_depth in self.entry and state.num_images:
+            state = self.entry[self.model_depth](state)
         out = self._head(out, state)
         if unanswered is not None:
             rows = torch.nonzero(unanswered).squeeze(1)
             out.logits, state = out.logits.index_select(0, rows), replace(state, image=rows)
         return self._gather_exits(out, state, left) if left else out
 
-    def _attend(self, i: int, block: Any, state: State) -> State:
-        """First half of a block: attention, then the token seam."""
+    @property
+    def model_depth(self) -> int:
+        """Number of blocks."""
+        return len(self.model.blocks)
+
+    def _first_half(self, i: int, block: Any, state: State, out: Output) -> State:
+        """Attention, then the token seam."""
+        if i in self.entry:
+            state = self.entry[i](state)
+        if i in self.first_half:
+            return self.first_half[i](block, state)
         normed = block.norm1(state.x)
-        keys = None
+        look = NOTHING
         if i in self.attention:
             attended = self.attention[i](block.attn, normed, state)
         else:
-            attended, keys = attend(block.attn, normed, state.attention_bias(), i in self.key_blocks)
+            want = self.looks.get(i, frozenset())
+            if not self.handing_out:
+                want = want - {"projections"}
+            attended, look = attend(block.attn, normed, state, rotate=self.rotate.get(i), want=want)
+            if look.projections is not None:
+                out.projections[i] = look.projections
         state = state.with_x(state.x + block.drop_path1(block.ls1(attended)))
-        return self.tokens[i](state, keys, self.tapping) if i in self.tokens else state
+        return self.tokens[i](state, look, self.tapping) if i in self.tokens else state
+
+    def _second_half(self, i: int, block: Any, state: State) -> State:
+        """MLP."""
+        if i in self.second_half:
+            return self.second_half[i](block, state)
+        return state.with_x(state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x)))))
 
     def _head(self, out: Output, state: State) -> Output:
         """Final norm, pooling and classifier, all timm's own."""
         model = self.model
-        added = state.num_prefix_tokens - model.num_prefix_tokens
         state = state.with_x(model.norm(state.x))
-        # Tokens that strategies added stand behind timm's own prefix tokens; timm's head must not see them.
-        P = model.num_prefix_tokens
-        x = torch.cat([state.x[:, :P], state.x[:, P + added :]], dim=1) if added else state.x
         if hasattr(model, "head_dist"):
-            cls, dist = model.head(model.head_drop(x[:, 0])), model.head_dist(model.head_drop(x[:, 1]))
+            cls, dist = model.head(model.head_drop(state.prefix(0))), model.head_dist(model.head_drop(state.prefix(1)))
             out.distillation_logits = dist
             out.logits = cls if self.training and self.split_heads else (cls + dist) / 2
-        elif state.size is not None and model.global_pool == "avg" and not model.pool_include_prefix:
-            out.logits = model.head(model.head_drop(model.fc_norm(state.mean_patch())))
+        elif self._pools_itself(state):
+            pooled = state.prefix(0) if model.global_pool == "token" else state.mean_patch()
+            out.logits = model.head(model.head_drop(model.fc_norm(pooled)))
         else:
+            # Tokens that strategies added stand behind timm's own prefix tokens; timm's head must not see them.
+            P, added = model.num_prefix_tokens, state.num_prefix_tokens - model.num_prefix_tokens
+            x = torch.cat([state.x[:, :P], state.x[:, P + added :]], dim=1) if added else state.x
             out.logits = model.forward_head(x)
         for head in self.heads:
             out = head(out, state)
+        if self.wants_dense and self.handing_out:
+            patches = state.full_grid()[:, state.num_prefix_tokens :]
+            out.dense_logits = model.head(model.head_drop(model.fc_norm(patches)))
         return self.read_out(out, state)
+
+    def _pools_itself(self, state: State) -> bool:
+        """Whether tokens are no plain batch any more, so that timm's pooling would be wrong."""
+        average = self.model.global_pool == "avg" and not self.model.pool_include_prefix
+        if state.lengths is not None:
+            assert average or self.model.global_pool == "token", "claims refuse to pack tokens for other pooling"
+            return True
+        return average and not (state.size is None and state.keep is None)
 
     def _gather_exits(self, out: Output, state: State, left: list[tuple[Tensor, Tensor, int]]) -> Output:
         """Put the answers of images that left early and of those that stayed back into the batch's order."""
@@ -222,15 +317,54 @@ class VisionTransformerStudent(Student):
         return out
 
 
+def _tokens_an_image(state: State) -> float:
+    if state.lengths is not None:
+        return float(state.x.shape[1]) / max(state.num_images, 1)
+    return float(state.x.shape[1])
+
+
 class TapStudent(Student):
     """Any other timm network: logits, and feature maps after its stages."""
 
     def forward(self, images: Tensor) -> Output:
         """Run the network; `images` is [B, channels, side, side], normalised."""
-        if not self.tapping:
+        blocks = sorted(self.taps) if self.tapping else []
+        if blocks:
+            final, maps = self.model.forward_intermediates(images, indices=blocks, output_fmt="NCHW")
+            out = Output(self.model.forward_head(final), features=dict(zip(blocks, maps, strict=True)))
+        elif self.wants_tokens and self.handing_out:
+            final = self.model.forward_features(images)
+            out = Output(self.model.forward_head(final))
+        else:
             logits = self.model(images)
-            return self.read_out(Output(logits), State(logits.unsqueeze(1), 0))
-        blocks = sorted(self.taps)
-        final, maps = self.model.forward_intermediates(images, indices=blocks, output_fmt="NCHW")
-        out = Output(self.model.forward_head(final), features=dict(zip(blocks, maps, strict=True)))
-        return self.read_out(out, State(final, 0))
+            return self.accompany(self.read_out(Output(logits), State(logits.unsqueeze(1), 0)), images)
+        tokens = tokens_of(self.model, final)
+        if self.wants_dense and self.handing_out:
+            out.dense_logits = dense_logits(self.model, final)
+        return self.accompany(self.read_out(out, State(tokens, 0)), images)
+
+
+def tokens_of(model: Any, final: Tensor) -> Tensor:
+    """What `forward_features` of a timm network gives, as tokens [B, n, D] without prefix tokens.
+
+    Args:
+        final: [B, D, h, w], [B, h, w, D] or [B, P + n, D].
+    """
+    if final.dim() == 3:
+        return final[:, getattr(model, "num_prefix_tokens", 0) :]
+    channels_first = final.shape[1] == model.num_features
+    return final.flatten(2).transpose(1, 2) if channels_first else final.flatten(1, 2)
+
+
+def dense_logits(model: Any, final: Tensor) -> Tensor:
+    """The network's head on each place of its last features alone [B, n, C].
+
+    Args:
+        final: as `tokens_of` takes it.
+    """
+    tokens = tokens_of(model, final)
+    B, n, D = tokens.shape
+    alone = tokens.reshape(B * n, 1, D)
+    if final.dim() == 4:
+        alone = alone.view(B * n, D, 1, 1) if final.shape[1] == model.num_features else alone.view(B * n, 1, 1, D)
+    return model.forward_head(alone).view(B, n, -1)

@@ -7,17 +7,14 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations, permutations
 from typing import Any
 
+from strategies import api
 from strategies.api import (
-    ATTENTION,
     CLASS_TOKEN,
-    DEPTH,
     DISTILLATION_TOKEN,
-    KEYS,
     SHAPES,
     TAP,
     TEACHER_LOGITS,
-    TEACHER_TAP,
-    TOKENS,
+    TEACHER_PROJECTIONS,
     Claim,
     Claims,
     OptionError,
@@ -26,16 +23,30 @@ from strategies.api import (
 from strategies.facts import Facts
 
 WORDS = {
-    ATTENTION: "the attention",
-    TOKENS: "which tokens exist",
-    DEPTH: "which images go on",
-    SHAPES: "the number of heads and MLP channels",
-    KEYS: "the attention's keys",
-    TAP: "the tokens on the full grid",
-    CLASS_TOKEN: "the class token",
-    DISTILLATION_TOKEN: "the distillation token",
-    TEACHER_LOGITS: "the teacher's logits",
-    TEACHER_TAP: "the teacher's tokens",
+    api.INPUT: "the images' size and number of passes",
+    api.EMBEDDING: "the tokens' embedding",
+    api.ATTENTION: "the attention",
+    api.ROTATION: "the rotation of queries and keys",
+    api.TOKENS: "which tokens exist",
+    api.MLP: "the MLP",
+    api.DEPTH: "which images go on",
+    api.SHAPES: "the number of heads and MLP channels",
+    api.MATRICES: "the form of the linear layers",
+    api.KEYS: "the attention's keys",
+    api.CLASS_ATTENTION: "the class token's attention",
+    api.PROJECTIONS: "queries, keys and values",
+    api.GRID: "the whole patch grid",
+    api.DENSE: "the same tokens in every image",
+    api.TAP: "the tokens on the full grid",
+    api.FINAL_TOKENS: "the final tokens on the full grid",
+    api.DENSE_LOGITS: "an answer to each patch",
+    api.CLASS_TOKEN: "the class token",
+    api.DISTILLATION_TOKEN: "the distillation token",
+    api.TEACHER_LOGITS: "the teacher's logits",
+    api.TEACHER_TAP: "the teacher's tokens",
+    api.TEACHER_PROJECTIONS: "the teacher's queries, keys and values",
+    api.TEACHER_TOKENS: "the teacher's final tokens",
+    api.TEACHER_DENSE_LOGITS: "the teacher's answer to each place",
 }
 """What a claim is about, in words; claims of third parties go by their own name."""
 
@@ -104,17 +115,21 @@ def _missing(strategy: Strategy[Any], claims: Claims, facts: Facts) -> list[str]
 def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool) -> str | None:
     """What is missing and the way out; `None` if nothing is."""
     student, teacher = facts.student, facts.teacher
-    if what in (TEACHER_LOGITS, TEACHER_TAP):
+    if what.startswith("teacher."):
         if teacher is None:
             return "this stage has no teacher. Way out: set `teacher` in the stage or in the experiment."
-        if what == TEACHER_LOGITS and teacher.num_classes != student.num_classes:
+        if what == TEACHER_PROJECTIONS and teacher.family == "other":
+            return f"the teacher `{teacher.model}` has none. Way out: a plain Vision Transformer as the teacher."
+        if what in (TEACHER_LOGITS, api.TEACHER_DENSE_LOGITS) and teacher.num_classes != student.num_classes:
             return (
                 f"the teacher `{teacher.model}` knows {teacher.num_classes} classes and the student knows "
                 f"{student.num_classes}. Way out: a teacher trained on these classes (a stage or a checkpoint)."
             )
-        return _beyond(blocks, teacher.depth, f"the teacher `{teacher.model}`") if what == TEACHER_TAP else None
+        return _beyond(blocks, teacher.depth, f"the teacher `{teacher.model}`")
     if what == TAP:
         return _beyond(blocks, student.depth, f"`{student.model}`")
+    if what in (api.FINAL_TOKENS, api.DENSE_LOGITS):
+        return None
     if student.family == "other" and what in WORDS:
         return (
             f"`{student.model}` offers only logits and the features after its stages: {student.why_not_vit}. "

@@ -12,7 +12,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from specs.model import ModelSpec
-from strategies.api import KEYS, TAP, TEACHER_TAP, Strategy
+from strategies import api
+from strategies.api import Claim, Strategy
 from strategies.backbone import Student, TapStudent, VisionTransformerStudent
 from strategies.claims import conflicts
 from strategies.facts import Facts
@@ -89,17 +90,34 @@ def compose(
     for strategy in ordered(strategies):
         if not (restored and strategy.once):
             strategy.wrap(student, facts)
-    needs = frozenset[Any]().union(*(s.claims(facts).needs for s in strategies))
-    student.taps = frozenset(c.block for c in needs if c.what == TAP and c.block is not None)
+    needs = frozenset[Claim]().union(*(s.claims(facts).needs for s in strategies))
+    _hand_out(student, needs, api.TAP, api.PROJECTIONS, api.FINAL_TOKENS, api.DENSE_LOGITS)
     if isinstance(student, VisionTransformerStudent):
-        student.key_blocks = frozenset(c.block for c in needs if c.what == KEYS and c.block is not None)
+        for what in (api.KEYS, api.CLASS_ATTENTION):
+            for block in _blocks(needs, what):
+                student.looks[block] = student.looks.get(block, frozenset()) | {what}
     return student
 
 
 def teacher_of(student: Student, strategies: Sequence[Strategy[Any]], facts: Facts) -> Student:
-    """Freeze a network into a teacher that hands out the features which these strategies need."""
-    needs = frozenset[Any]().union(*(s.claims(facts).needs for s in strategies))
-    student.taps = frozenset(c.block for c in needs if c.what == TEACHER_TAP and c.block is not None)
+    """Freeze a network into a teacher that hands out what these strategies need."""
+    needs = frozenset[Claim]().union(*(s.claims(facts).needs for s in strategies))
+    _hand_out(student, needs, api.TEACHER_TAP, api.TEACHER_PROJECTIONS, api.TEACHER_TOKENS, api.TEACHER_DENSE_LOGITS)
     student.always_tap = True
     student.readouts.clear()
+    student.companions.clear()
     return student.requires_grad_(False).eval()
+
+
+def _hand_out(student: Student, needs: frozenset[Claim], tap: str, projections: str, tokens: str, dense: str) -> None:
+    """Let a network hand out what the claims of these names ask for."""
+    student.taps = _blocks(needs, tap)
+    student.wants_tokens, student.wants_dense = (any(c.what == name for c in needs) for name in (tokens, dense))
+    if isinstance(student, VisionTransformerStudent):
+        for block in _blocks(needs, projections):
+            student.looks[block] = student.looks.get(block, frozenset()) | {"projections"}
+
+
+def _blocks(claims: frozenset[Claim], what: str) -> frozenset[int]:
+    """Blocks of the claims of this name."""
+    return frozenset(c.block for c in claims if c.what == what and c.block is not None)

@@ -1,7 +1,7 @@
 """What flows along the blocks, and what comes out of a network.
 
 Shapes: B images in the batch, R images still computed (R ≤ B), N tokens, P prefix tokens, n patches, D width,
-C classes.
+C classes, T tokens of all images together, H heads, E head width.
 """
 
 from __future__ import annotations
@@ -13,11 +13,25 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Aside:
+    """Tokens that sit out some blocks and come back (`strategies/aside.py`)."""
+
+    tokens: State
+    """M of them, with everything that belongs to them."""
+    place: Tensor
+    """Where each token of the whole sequence is in [tokens that go on, tokens aside]: [R, N + M] (int64)."""
+
+
+@dataclass(frozen=True)
 class State:
-    """The tokens between two blocks. Seams take one and return one; nothing else passes between blocks."""
+    """The tokens between two blocks. Seams take one and return one; nothing else passes between blocks.
+
+    Tokens are `dense` (every image has as many) or `packed` (`strategies/ragged.py`: all images' tokens behind one
+    another in one row, `lengths` says how many belong to each). What acts on single tokens (norms, MLP) serves both.
+    """
 
     x: Tensor
-    """Tokens [R, N, D], prefix tokens first."""
+    """Tokens [R, N, D], prefix tokens first; packed: [1, T, D]."""
     num_prefix_tokens: int
     """Class, distillation and register tokens before the patches."""
     size: Tensor | None = None
@@ -28,10 +42,51 @@ class State:
     """Position in `x` that each token of the unreduced sequence went to [R, P + n]; `None` = its own."""
     image: Tensor | None = None
     """Row in the batch of each image still computed [R] (int64); `None` = all, in order."""
+    keep: Tensor | None = None
+    """Share of each token that takes part in attention [R, N, 1], 0 to 1: in training, where masks need gradients."""
+    position: Tensor | None = None
+    """Row and column of each token in the patch grid [R, N, 2], where something needs it; prefix tokens at 0."""
+    lengths: Tensor | None = None
+    """Tokens of each image [R] (int64) where they are packed; `None` = dense."""
+    aside: Aside | None = None
+    """Tokens that sit out; `None` = none."""
+
+    @property
+    def num_images(self) -> int:
+        """R."""
+        return self.x.shape[0] if self.lengths is None else len(self.lengths)
 
     def with_x(self, x: Tensor) -> State:
         """The same state with other token values (same shape)."""
         return replace(self, x=x)
+
+    def starts(self) -> Tensor:
+        """Position of each image's first token in the packed row [R]."""
+        assert self.lengths is not None, "only packed tokens have starts"
+        return self.lengths.cumsum(0) - self.lengths
+
+    def prefix(self, i: int) -> Tensor:
+        """Each image's i-th prefix token [R, D]; 0 is the class token where there is one."""
+        return self.x[:, i] if self.lengths is None else self.x[0].index_select(0, self.starts() + i)
+
+    def gather(self, index: Tensor) -> State:
+        """The tokens at these positions, in this order, with everything that belongs to them. Where tokens are
+        dropped, nothing tells any more where each patch went: `source` is given up unless the caller sets it.
+
+        Args:
+            index: positions in the dense sequence [R, K] (int64), prefix tokens first.
+        """
+        assert self.lengths is None, "packed tokens are chosen with `ragged.pack`"
+        wide = index.unsqueeze(-1)
+
+        def at(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.gather(1, wide.expand(-1, -1, t.shape[-1]))
+
+        R, N, D = self.x.shape
+        first = torch.arange(R, device=index.device).unsqueeze(1) * N
+        # Rows of the flattened batch are copied whole, which is faster than an element-wise gather along dimension 1.
+        x = self.x.reshape(R * N, D).index_select(0, (index + first).flatten()).view(R, -1, D)
+        return replace(self, x=x, size=at(self.size), keep=at(self.keep), position=at(self.position), source=None)
 
     def select(self, rows: Tensor) -> State:
         """Keep some images: the batch is compacted, so the others cost nothing from here on.
@@ -39,15 +94,36 @@ class State:
         Args:
             rows: positions in this state's batch, ascending [R'] (int64).
         """
-        if len(rows) == self.x.shape[0]:
+        if len(rows) == self.num_images:
             return self
+        image = rows if self.image is None else self.image.index_select(0, rows)
+        if self.lengths is not None:
+            chosen = torch.zeros(self.num_images, dtype=torch.bool, device=rows.device)
+            chosen[rows] = True
+            tokens = torch.nonzero(chosen.repeat_interleave(self.lengths)).squeeze(1)
+            size, position = (None if t is None else t.index_select(1, tokens) for t in (self.size, self.position))
+            return replace(
+                self,
+                x=self.x.index_select(1, tokens),
+                size=size,
+                position=position,
+                lengths=self.lengths.index_select(0, rows),
+                image=image,
+            )
 
         def keep(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.index_select(0, rows)
 
-        image = rows if self.image is None else self.image.index_select(0, rows)
+        aside = self.aside
         return replace(
-            self, x=self.x.index_select(0, rows), size=keep(self.size), source=keep(self.source), image=image
+            self,
+            x=self.x.index_select(0, rows),
+            size=keep(self.size),
+            source=keep(self.source),
+            keep=keep(self.keep),
+            position=keep(self.position),
+            aside=aside and Aside(aside.tokens.select(rows), aside.place.index_select(0, rows)),
+            image=image,
         )
 
     def attention_bias(self) -> Tensor | None:
@@ -57,15 +133,30 @@ class State:
         return self.size.log().transpose(1, 2).unsqueeze(1)
 
     def mean_patch(self) -> Tensor:
-        """Mean over the patches [R, D]; merged tokens count as often as the patches they stand for."""
+        """Mean over the patches [R, D]; merged tokens count as often as the patches they stand for, and masked ones as
+        far as they are kept."""
+        if self.lengths is not None:
+            return self._mean_packed(self.lengths)
         patches = self.x[:, self.num_prefix_tokens :]
-        if self.size is None:
+        shares = [t[:, self.num_prefix_tokens :].to(patches.dtype) for t in (self.size, self.keep) if t is not None]
+        if not shares:
             return patches.mean(dim=1)
-        size = self.size[:, self.num_prefix_tokens :].to(patches.dtype)
-        return (patches * size).sum(dim=1) / size.sum(dim=1)
+        weight = shares[0] if len(shares) == 1 else shares[0] * shares[1]
+        return (patches * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def _mean_packed(self, lengths: Tensor) -> Tensor:
+        x = self.x[0]
+        owner = torch.arange(len(lengths), device=x.device).repeat_interleave(lengths)
+        place = torch.arange(len(x), device=x.device) - self.starts().index_select(0, owner)
+        weight = (place >= self.num_prefix_tokens).to(x.dtype).unsqueeze(1)
+        if self.size is not None:
+            weight = weight * self.size[0].to(x.dtype)
+        total = x.new_zeros(len(lengths), 1).index_add(0, owner, weight)
+        return x.new_zeros(len(lengths), x.shape[1]).index_add(0, owner, x * weight) / total
 
     def full_grid(self) -> Tensor:
         """Tokens at their original places [R, P + n, D]; merged tokens stand at every place they came from."""
+        assert self.lengths is None, "strategies that pack tokens hide the taps"
         if self.source is None:
             return self.x
         return torch.gather(self.x, 1, self.source.unsqueeze(-1).expand(-1, -1, self.x.shape[-1]))
@@ -84,12 +175,25 @@ class Output:
     features: dict[int, Tensor] = field(default_factory=dict)
     """Block → tokens after it on the full grid [B, P + n, D] (`vit`), or a feature map [B, D, h, w] (`other`);
     only blocks that are tapped, and only in training (a teacher's always)."""
+    projections: dict[int, Tensor] = field(default_factory=dict)
+    """Block → queries, keys and values of its attention [3, B, H, N, E]; only where strategies claim them (`QKV`), and
+    only in training (a teacher's always)."""
+    tokens: Tensor | None = None
+    """Tokens after the final norm [B, P + n, D]; only where claimed (`FINAL_TOKENS`), and only in training (a
+    teacher's always). A hierarchical network's last feature map, [B, h·w, D]."""
+    dense_logits: Tensor | None = None
+    """The head's answer to each patch alone [B, n, C]; only where claimed (`DENSE_LOGITS`), and only in training (a
+    teacher's always)."""
+    keep: Tensor | None = None
+    """Share of each token of `tokens` that was kept [B, P + n, 1]; `None` = all of all."""
     readouts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """Strategy → what its modules computed inside the forward pass, for its losses (projected features, …)."""
     num_prefix_tokens: int = 0
     """Prefix tokens in `features`."""
-    num_tokens: list[int] = field(default_factory=list)
-    """Tokens after each block that was run."""
+    num_tokens: list[float] = field(default_factory=list)
+    """Tokens an image has after each block that was run (mean over the images that were left)."""
     exit_block: Tensor | None = None
     """[B] (int64): block after which each image left; the last block's index if it went through. Evaluation only,
     `None` without exits."""
+    others: tuple[Output, ...] = ()
+    """Of a teacher's output: the outputs of the stage's further teachers, in the spec's order."""

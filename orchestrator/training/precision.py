@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -39,14 +39,8 @@ class Precision:
         """The output in float32: losses lose too much in half precision."""
         if self.dtype is None:
             return out
-        return replace(
-            out,
-            logits=out.logits.float(),
-            distillation_logits=None if out.distillation_logits is None else out.distillation_logits.float(),
-            exits={k: v.float() for k, v in out.exits.items()},
-            features={k: v.float() for k, v in out.features.items()},
-            readouts={s: {k: _full(v) for k, v in named.items()} for s, named in out.readouts.items()},
-        )
+        converted: Output = _full(out)
+        return converted
 
     def backward(self, loss: Tensor) -> None:
         """Add the (scaled) gradients of a loss."""
@@ -62,5 +56,14 @@ class Precision:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _full(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
+def _full(value: Any) -> Any:
+    """The same with every floating tensor in float32, however deep it lies."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _full(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_full(inner) for inner in value)
+    if isinstance(value, Output):
+        return replace(value, **{f.name: _full(getattr(value, f.name)) for f in fields(value)})
+    return value

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt
 
 from specs.strategy import StrategyConfig
-from strategies.api import KEYS, TOKENS, Claims, OptionError, Strategy, at_blocks
+from strategies.api import DENSE, GRID, KEYS, TOKENS, Claims, OptionError, Strategy, at_blocks
 from strategies.facts import Facts
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from strategies.attention import Look
     from strategies.backbone import Output, State, Student
 
 
@@ -89,9 +88,13 @@ class TokenMerging(Strategy[TokenMergingConfig]):
         return {b: r for b, r in zip(blocks, counts, strict=True) if r > 0}
 
     def claims(self, facts: Facts) -> Claims:
-        """Own the tokens of the merging blocks, and need their keys."""
+        """Own the tokens of the merging blocks and need their keys; behind the first, the grid is no longer whole."""
         blocks = self.schedule(facts.student.depth)
-        return Claims(owns=at_blocks(TOKENS, blocks), needs=at_blocks(KEYS, blocks))
+        return Claims(
+            owns=at_blocks(TOKENS, blocks),
+            needs=at_blocks(KEYS, blocks) | at_blocks(DENSE, blocks),
+            hides=at_blocks(GRID, range(min(blocks, default=facts.student.depth) + 1, facts.student.depth)),
+        )
 
     def sweep(self, facts: Facts) -> tuple[float, ...]:
         """Quarters of the way from 0 to where all patches are merged into a few. A list of numbers is no knob."""
@@ -123,15 +126,23 @@ class Merge:
     def __init__(self, r: int, prop_attn: bool) -> None:
         self.r, self.prop_attn = r, prop_attn
 
-    def __call__(self, state: State, keys: Tensor | None, track_source: bool) -> State:
-        """Merge up to r tokens; `keys` [R, H, N, E]."""
+    def __call__(self, state: State, look: Look, track_source: bool) -> State:
+        """Merge up to r tokens."""
         from strategies.dynamic.bipartite_matching import follow, match, merge, num_merged
 
         r = num_merged(state.x.shape[1], state.num_prefix_tokens, self.r)
         if r == 0:
             return state
-        assert keys is not None, "`claims` asks for the keys"
-        matching = match(keys.detach().mean(1), r, state.num_prefix_tokens)
+        assert look.keys is not None, "`claims` asks for the keys"
+        matching = match(look.keys.detach().mean(1), r, state.num_prefix_tokens)
         x, size = merge(state.x, state.size, matching)
         source = follow(state.source, matching) if track_source else None
-        return replace(state, x=x, size=size, source=source, proportional_attention=self.prop_attn)
+        position = None if state.position is None else merge(state.position, state.size, matching)[0]
+        return replace(
+            state,
+            x=x,
+            size=size,
+            source=source,
+            position=position,
+            proportional_attention=self.prop_attn,
+        )

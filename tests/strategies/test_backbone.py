@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from strategies.attention import attend
+from strategies.attention import attend, masked_softmax
 from strategies.backbone import TapStudent
 from strategies.compose import student_of
 from strategies.state import State
@@ -66,17 +66,52 @@ def test_hierarchical_network_gives_logits_and_taps() -> None:
 def test_attention_with_bias_and_keys_equals_its_definition(variant: str, fused: bool) -> None:
     attn = student(toy(variant)).model.blocks[0].attn.eval()
     attn.fused_attn = fused
-    x, bias = torch.randn(2, 7, 48), torch.randn(2, 1, 1, 7)
-    y, keys = attend(attn, x, bias, True)
+    x, size = torch.randn(2, 7, 48), torch.randint(1, 5, (2, 7, 1)).float()
+    bias = size.log().view(2, 1, 1, 7)
+    want = frozenset({"keys", "class_attention", "value_norms", "projections"})
+    y, look = attend(attn, x, State(x, 1, size=size), want=want)
     projected = x @ attn.qkv.weight.T + attn.qkv.bias
     heads = []
     for h in range(3):
         q, k, v = (projected[..., part * 48 + h * 16 : part * 48 + (h + 1) * 16] for part in range(3))
         q, k = attn.q_norm(q), attn.k_norm(k)
-        torch.testing.assert_close(keys[:, h], k)
-        heads.append(torch.softmax(q @ k.transpose(1, 2) / 4 + bias[:, 0], dim=-1) @ v)
+        torch.testing.assert_close(look.keys[:, h], k)
+        weights = torch.softmax(q @ k.transpose(1, 2) / 4 + bias[:, 0], dim=-1)
+        torch.testing.assert_close(look.class_attention[:, h], weights[:, 0])
+        torch.testing.assert_close(look.value_norms[:, h], v.square().sum(-1).sqrt())
+        torch.testing.assert_close(look.projections[:, :, h], torch.stack([q, k, v]))
+        heads.append(weights @ v)
     torch.testing.assert_close(y, attn.proj(torch.cat(heads, dim=-1)))
-    assert torch.equal(attend(attn, x, None, False)[0], attn(x))
+    assert torch.equal(attend(attn, x, State(x, 1))[0], attn(x))
+
+
+def test_masked_tokens_are_seen_by_nobody_but_themselves() -> None:
+    attn = student(toy()).model.blocks[0].attn.eval()
+    x = torch.randn(1, 6, 48)
+    kept = [0, 2, 5]
+    keep = torch.zeros(1, 6, 1)
+    keep[:, kept] = 1
+    y, look = attend(attn, x, State(x, 1, keep=keep), want=frozenset({"class_attention"}))
+    alone = x[:, kept]
+    torch.testing.assert_close(y[:, kept], attn(alone), atol=1e-4, rtol=1e-4)
+    assert look.class_attention[..., [1, 3, 4]].max() < 1e-5
+    with_itself = x[:, [0, 1, 2, 5]]
+    torch.testing.assert_close(y[:, 1], attn(with_itself)[:, 1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_has_gradients_like_those_of_finite_differences() -> None:
+    logits, keep = torch.randn(2, 2, 5, 5, dtype=torch.float64), torch.rand(2, 5, 1, dtype=torch.float64)
+
+    def mean_of(keep: torch.Tensor) -> torch.Tensor:
+        return (masked_softmax(logits, keep) * torch.arange(5.0)).square().mean()
+
+    keep.requires_grad_()
+    mean_of(keep).backward()
+    step = torch.zeros_like(keep)
+    step[1, 3] = 1e-2
+    with torch.no_grad():
+        difference = (mean_of(keep + step) - mean_of(keep - step)) / 2e-2
+    torch.testing.assert_close(keep.grad[1, 3, 0], difference.double(), rtol=1e-3, atol=1e-5)
 
 
 def test_selecting_images_compacts_everything_that_flows() -> None:

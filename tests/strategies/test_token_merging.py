@@ -17,6 +17,7 @@ from strategies.compose import build_model, compose
 from strategies.dynamic.bipartite_matching import follow, match, merge, num_merged
 from strategies.dynamic.token_merging import ramp
 from strategies.facts import Facts
+from strategies.state import State
 from tests.strategies.toys import facts_for, images, strategy, student, toy
 
 
@@ -99,7 +100,7 @@ def test_a_token_of_size_s_attracts_the_attention_of_s_tokens() -> None:
     x = torch.randn(2, 4, 48)
     size = torch.tensor([1.0, 3.0, 1.0, 2.0])
     repeated = x[:, [0, 1, 1, 1, 2, 3, 3]]
-    biased, _ = attend(attn, x, size.log().view(1, 1, 1, 4), False)
+    biased, _ = attend(attn, x, State(x, 1, size=size.view(1, 4, 1).expand(2, -1, -1)))
     torch.testing.assert_close(biased, attn(repeated)[:, [0, 1, 4, 5]])
 
 
