@@ -37,6 +37,7 @@ format: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m orchestrator.reference docs/spec-reference.md
+	$(BIN)/python -m orchestrator.strategy_help docs/strategies.md
 
 lock:
 	$(PYTHON) -m venv $(VENV)-lock

@@ -75,6 +75,8 @@ def test_strategies_are_listed_and_explained() -> None:
     assert "arXiv:2210.09461" in one.stdout
     assert "  inflect: number ≥ -1 and ≤ 1; default 0.0" in one.stdout
     assert "- {name: token_merging, " in one.stdout
+    assert "Changes: which tokens exist." in one.stdout
+    assert "response" in one.stdout.partition("Combines with")[2].partition("In a spec")[0]
     (machine,) = json.loads(slimvit("strategies", "token_merging", "--json").stdout)
     assert machine["options"]["properties"]["inflect"]["maximum"] == 1
 

@@ -8,12 +8,14 @@ import pytest
 
 from orchestrator.describe_options import type_in_words
 from orchestrator.reference import reference
+from orchestrator.strategy_help import document
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "spec-reference.md"
 
 
 def test_the_document_is_up_to_date() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == reference(), "run `make docs`"
+    assert DOCUMENT.with_name("strategies.md").read_text(encoding="utf-8") == document(), "run `make docs`"
 
 
 def test_every_row_is_complete() -> None:
