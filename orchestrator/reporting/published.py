@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from cluster.local import LocalStore
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.planning.plan import Plan
 from orchestrator.reporting.comparison import Comparison, Frozen, PublishedFile, PublishedPoint
-from orchestrator.reporting.pareto import Direction, pareto_front
+from orchestrator.reporting.pareto import on_front
 from orchestrator.reporting.timm_results import Line, Table, read_table
 from specs.metrics import METRICS
 from specs.problems import nearest
@@ -136,11 +137,12 @@ def published_front(points: Sequence[PublishedPoint], quality: str, cost: str) -
     for point in points:
         if quality in point.values and cost in point.values:
             groups.setdefault(point.group if timed else "", []).append(point)
-    directions: list[Direction] = ["higher" if METRICS[m].direction == "higher" else "lower" for m in (quality, cost)]
+    signs = [1.0 if METRICS[m].direction == "higher" else -1.0 for m in (quality, cost)]
     fronts = {}
     for group, members in groups.items():
         distinct = list({(p.name, p.values[quality], p.values[cost]): p for p in members}.values())
-        optimal = pareto_front([(p.values[quality], p.values[cost]) for p in distinct], directions)
+        q, c = (np.array([p.values[metric] for p in distinct]) for metric in (quality, cost))
+        optimal = on_front(signs[0] * q, -signs[1] * c)
         kept = [p for p, best in zip(distinct, optimal, strict=True) if best]
         fronts[group] = sorted(kept, key=lambda p: (p.values[cost], p.values[quality]))
     return fronts

@@ -1,0 +1,51 @@
+"use strict";
+// What all figures share: the data, the page's colours as plotly wants them, and small helpers.
+const data = JSON.parse(document.getElementById("data").textContent);
+const at = (id) => document.getElementById(id);
+const columns = Object.fromEntries(data.columns.map((c) => [c.key, c]));
+const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+
+const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function layout(extra) {
+  const axis = { gridcolor: style("--line"), zeroline: false, linecolor: style("--line"), automargin: true };
+  const narrow = window.innerWidth < 700;
+  return {
+    paper_bgcolor: style("--ground"), plot_bgcolor: style("--ground"),
+    font: { color: style("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 },
+    margin: { l: 60, r: 20, t: 30, b: 55 }, hovermode: "closest",
+    hoverlabel: { align: "left", bgcolor: style("--raised"), bordercolor: style("--line"), font: { color: style("--ink") } },
+    legend: narrow ? { orientation: "h", y: -0.25 } : { y: 1 },
+    ...extra,
+    xaxis: { ...axis, ...extra.xaxis }, yaxis: { ...axis, ...extra.yaxis },
+  };
+}
+
+// Error bars of some points; `null` where there is none, so that no cap is drawn on the mark.
+function errors(bars, colour) {
+  return {
+    type: "data", symmetric: false, array: bars.map((b) => b?.[1] ?? null), arrayminus: bars.map((b) => b?.[0] ?? null),
+    visible: bars.some(Boolean), thickness: 1, width: 3, color: colour,
+  };
+}
+
+function options(select, entries, chosen) {
+  for (const [value, label] of entries) {
+    const option = new Option("", value, false, value === chosen);
+    option.innerHTML = label; // escaped where it was made
+    select.add(option);
+  }
+}
+
+function empty(figure, message) {
+  figure.classList.add("empty");
+  figure.textContent = message;
+}
+
+// What is wrong is said where everybody sees it; the tables do not need the script.
+function trouble(message) {
+  at("trouble").hidden = false;
+  at("trouble").textContent = `A figure could not be drawn (${message}). The tables hold all numbers.`;
+}
+window.addEventListener("error", (event) => trouble(event.message));
+window.addEventListener("unhandledrejection", (event) => trouble(event.reason));
