@@ -6,7 +6,6 @@ of measurement (``conditions.py``) fall into groups, and nothing is ranked acros
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -15,8 +14,14 @@ from pydantic import JsonValue
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Combination, Plan
 from orchestrator.reporting import conditions
-from orchestrator.reporting.comparison import NOT_TAKEN, Cell, Column, Comparison, Row, StageCost, Status
+from orchestrator.reporting.cells import Letters, make_cell, mark_best
+from orchestrator.reporting.claims import TYPICAL_CLAIM, check, read_claim, setting_of
+from orchestrator.reporting.comparison import Column, Comparison, Row, StageCost, Status
+from orchestrator.reporting.conditions import Groups
+from orchestrator.reporting.curves import curves
+from orchestrator.reporting.effects import effects
 from orchestrator.reporting.front import with_axes
+from orchestrator.reporting.notes import notes
 from orchestrator.reporting.results import Results, batch_size, number, read_results, rows_by_column
 from specs.metrics import METRICS, MetricRow
 
@@ -27,6 +32,7 @@ RATIOS = {
     "latency_ms": "latency_ratio",
     "peak_memory_mib": "peak_memory_ratio",
     "checkpoint_mib": "checkpoint_ratio",
+    "energy_j": "energy_ratio",
 }
 """Metric → the metric that holds its ratio to the baseline."""
 
@@ -35,52 +41,62 @@ Values = dict[str, dict[int, MetricRow]]
 
 
 def compare(
-    plan: Plan, store: ArtifactStore, *, cost: str = "macs", failures: Mapping[str, str] | None = None
+    plan: Plan,
+    store: ArtifactStore,
+    *,
+    cost: str = "macs",
+    quality: str = "top1",
+    failures: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Put all combinations of a plan side by side.
 
     Args:
         plan: the experiment's plan.
         store: the store its stages were committed to.
-        cost: metric (or column key) that top-1 is weighed against for the Pareto mark.
+        cost: metric (or column key) that the quality is weighed against for the Pareto front.
+        quality: the front's other axis.
         failures: digest of a stage → why it failed, as far as the caller knows; the store keeps only what succeeded.
 
     Raises:
-        UsageError: if `cost` is no metric of this experiment.
+        UsageError: if an axis is no metric of this experiment.
         StoreError: if an artefact is damaged.
     """
     failures = failures or {}
     results = read_results(plan, store)
-    groups: dict[str, list[Combination]] = defaultdict(list)
+    named: dict[str, list[Combination]] = defaultdict(list)
     values: dict[str, Values] = {}
     for combination in plan.combinations:
-        groups[combination.name].append(combination)
+        named[combination.name].append(combination)
     for (name, seed), keyed in rows_by_column(plan, results).items():
         for key, r in keyed.items():
             values.setdefault(name, {}).setdefault(key, {})[seed] = r
-    columns = _columns(values)
+    groups = Groups()
+    columns = _columns(values, groups)
     letters = {column.key: {conditions.digest(c): letter for letter, c in column.groups.items()} for column in columns}
 
     rows = [
-        _row(plan, name, group, values.get(name, {}), columns, letters, results, failures)
-        for name, group in groups.items()
+        _row(plan, name, seeds, values.get(name, {}), columns, letters, groups, results, failures)
+        for name, seeds in named.items()
     ]
-    rows = _mark_best(rows, columns)
     comparison = Comparison(
         experiment=plan.experiment,
         quality=None,
         cost=None,
         columns=tuple(columns),
-        rows=tuple(rows),
+        rows=tuple(mark_best(rows, columns)),
         stages=tuple(_stage_costs(plan, results, failures)),
         stages_alone=plan.stages_alone(),
         dropped={d.name: d.reasons for d in plan.dropped},
+        curves=tuple(curves(plan.combinations, results.points, letters, groups)),
     )
-    comparison = comparison.model_copy(update={"notes": tuple(_notes(comparison))})
-    return with_axes(comparison, cost)
+    comparison = with_axes(comparison, cost, quality)
+    typical = (check(read_claim(TYPICAL_CLAIM), comparison, setting_of(plan)),) if columns else ()
+    return comparison.model_copy(
+        update={"notes": tuple(notes(comparison, plan)), "effects": effects(comparison), "claims": typical}
+    )
 
 
-def _columns(values: Mapping[str, Values]) -> list[Column]:
+def _columns(values: Mapping[str, Values], groups: Groups) -> list[Column]:
     """All columns, in the order of `METRICS`, then what strategies report of themselves by name."""
     order = {name: i for i, name in enumerate(METRICS)}
     rows: dict[str, list[MetricRow]] = defaultdict(list)
@@ -93,9 +109,9 @@ def _columns(values: Mapping[str, Values]) -> list[Column]:
         distinct: dict[str, dict[str, JsonValue]] = {}
         for r in found:
             if r.value is not None:
-                needed = conditions.relevant(r.name, r.conditions)
-                distinct.setdefault(conditions.digest(needed), needed)
-        groups = {_letter(i): needed for i, needed in enumerate(distinct.values())}
+                digest, needed = groups.of(r)
+                distinct.setdefault(digest, needed)
+        lettered = {_letter(i): needed for i, needed in enumerate(distinct.values())}
         size = batch_size(first) if key != first.name else None
         ratio = RATIOS.get(first.name, "")
         ratio = next((k for k in (f"{ratio}_b{size}", ratio) if k in rows), "")
@@ -110,8 +126,8 @@ def _columns(values: Mapping[str, Values]) -> list[Column]:
                 description=description,
                 batch_size=size,
                 ratio=ratio or None,
-                groups=groups,
-                differences=conditions.differences(groups),
+                groups=lettered,
+                differences=conditions.differences(lettered),
             )
         )
     return sorted(columns, key=lambda c: (order.get(c.metric, len(order)), c.metric, c.batch_size or 0))
@@ -128,7 +144,8 @@ def _row(
     group: list[Combination],
     values: Values,
     columns: list[Column],
-    letters: Mapping[str, Mapping[str, str]],
+    letters: Mapping[str, Letters],
+    groups: Groups,
     results: Results,
     failures: Mapping[str, str],
 ) -> Row:
@@ -150,7 +167,7 @@ def _row(
         measured=measured,
         status=status,
         detail=detail,
-        cells={c.key: _cell(values.get(c.key, {}), letters[c.key], detail) for c in columns},
+        cells={c.key: make_cell(values.get(c.key, {}), letters[c.key], detail, groups) for c in columns},
     )
 
 
@@ -162,47 +179,6 @@ def _missing(plan: Plan, combination: Combination, results: Results, failures: M
     first = next(d for d in combination.stages if not results.done(d))
     done = sum(results.done(d) for d in combination.stages)
     return f"{done} of {len(combination.stages)} stages done; next is `{plan.stages[first].label}`"
-
-
-def _cell(by_seed: Mapping[int, MetricRow], letters: Mapping[str, str], detail: str) -> Cell:
-    """Mean and spread over the seeds that were measured alike."""
-    taken = {seed: r for seed, r in by_seed.items() if r.value is not None}
-    if not taken:
-        reasons = dict.fromkeys(r.reason for r in by_seed.values() if r.reason)
-        return Cell(value=None, reason="; ".join(reasons) or detail or NOT_TAKEN)
-    digests = {s: conditions.digest(conditions.relevant(r.name, r.conditions)) for s, r in taken.items()}
-    kept = conditions.most_common(digests.values())
-    by_value = {seed: float(r.value) for seed, r in taken.items() if digests[seed] == kept and r.value is not None}
-    left_out = [f"seed {seed} was taken under conditions {letters[d]}" for seed, d in digests.items() if d != kept]
-    left_out += [f"seed {seed}: {r.reason}" for seed, r in by_seed.items() if r.value is None and r.reason]
-    return Cell(
-        value=statistics.fmean(by_value.values()),
-        std=statistics.stdev(by_value.values()) if len(by_value) > 1 else None,
-        num_seeds=len(by_value),
-        by_seed=by_value,
-        group=letters[kept],
-        reason="left out of the mean: " + "; ".join(left_out) if left_out else None,
-    )
-
-
-def _mark_best(rows: list[Row], columns: list[Column]) -> list[Row]:
-    """The rows with the best cell of each column and group of conditions marked; a tie marks all of them,
-    but where all are equal none is best."""
-    marked = [dict(r.cells) for r in rows]
-    for column in columns:
-        rivals: dict[str | None, list[float]] = defaultdict(list)
-        for r in rows:
-            cell = r.cells[column.key]
-            if cell.value is not None:
-                rivals[cell.group].append(cell.value)
-        if column.direction == "none":
-            continue
-        best = {g: (max if column.direction == "higher" else min)(v) for g, v in rivals.items() if min(v) < max(v)}
-        for cells in marked:
-            cell = cells[column.key]
-            if cell.value is not None and best.get(cell.group) == cell.value:
-                cells[column.key] = cell.model_copy(update={"best": True})
-    return [r.model_copy(update={"cells": cells}) for r, cells in zip(rows, marked, strict=True)]
 
 
 def _stage_costs(plan: Plan, results: Results, failures: Mapping[str, str]) -> Iterable[StageCost]:
@@ -222,27 +198,6 @@ def _stage_costs(plan: Plan, results: Results, failures: Mapping[str, str]) -> I
             seconds=number(result.get("seconds")),
             images_per_s=number(result.get("images_per_s")),
             epochs=epochs if isinstance(epochs, int) else None,
+            device_hours=number(result.get("device_hours")),
+            teacher_seconds=number(result.get("teacher_seconds")),
         )
-
-
-def _notes(comparison: Comparison) -> Iterable[str]:
-    apart: dict[str, list[str]] = defaultdict(list)
-    for column in comparison.columns:
-        if column.differences:
-            what = "; ".join(
-                f"{key}: " + ", ".join(f"[{letter}] {_say(value)}" for letter, value in values.items())
-                for key, values in column.differences.items()
-            )
-            apart[what].append(column.key)
-    for what, keys in apart.items():
-        yield (
-            f"{', '.join(keys)}: taken under different conditions and therefore not ranked together ({what}). "
-            "Measure all combinations under the same conditions to compare them."
-        )
-    short = [r for r in comparison.rows if r.status == "partial"]
-    if short:
-        yield f"{len(short)} of {len(comparison.rows)} combinations rest on fewer seeds than planned."
-
-
-def _say(value: JsonValue) -> str:
-    return "not stated" if value is None else str(value)

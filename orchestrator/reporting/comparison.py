@@ -126,7 +126,7 @@ class Hypervolume(Frozen):
 
     value: float
     std: float | None
-    """Over resampled seeds; `None` where nothing has two seeds."""
+    """Over draws of the means; `None` where nothing has two seeds."""
     reference: tuple[float, float]
     """The corner it is taken from (quality, cost): the worst value of each axis among the combinations."""
     group: str
@@ -136,7 +136,7 @@ class Hypervolume(Frozen):
 class Effect(Frozen):
     """What a choice on one axis does to a metric, averaged over everything else; or what two do together beyond that.
 
-    For one label: mean difference to the axis's first label over all pairs of combinations that differ in nothing else.
+    For one label: mean over all pairs of runs that differ in nothing but this label and the axis's first one.
     For two: how much the first's effect changes when the second is there too (difference of differences)."""
 
     labels: dict[str, str]
@@ -145,12 +145,20 @@ class Effect(Frozen):
     """Axis → label it is compared with."""
     column: str
     """Key of the column."""
+    scale: Literal["difference", "ratio"] = "difference"
+    """`difference`: in the column's unit, 0 = no effect; `ratio`: a factor, 1 = no effect (geometric mean)."""
     value: float
-    """In the column's unit."""
     std_error: float | None
-    """Standard error over pairs and seeds; `None` with fewer than two pairs."""
+    """Standard error of the value over pairs and seeds; `None` with fewer than two pairs."""
     num_pairs: int
-    """Pairs (or quadruples) of measurements behind it."""
+    """Pairs (or quadruples) of runs behind it."""
+    alone: dict[str, float] = {}
+    """Of an interaction: axis → effect of this label without the other, over the same runs. With the other there it is
+    `alone + value`, or `alone × value` for a ratio."""
+
+    def on_top(self, axis: str) -> float:
+        """Of an interaction: effect of this axis's label where the other label is there, too."""
+        return self.alone[axis] + self.value if self.scale == "difference" else self.alone[axis] * self.value
 
 
 class ClaimPart(Frozen):

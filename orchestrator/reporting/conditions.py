@@ -13,20 +13,52 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import JsonValue
 
+from specs.metrics import MetricRow
+
 Conditions = dict[str, JsonValue]
 
-_COUNTED = frozenset({"params", "macs", "checkpoint_mib", "params_ratio", "macs_ratio", "checkpoint_ratio"})
+_COUNTED = frozenset(
+    {
+        "params",
+        "active_params",
+        "macs",
+        "activations",
+        "checkpoint_mib",
+        "params_ratio",
+        "macs_ratio",
+        "checkpoint_ratio",
+    }
+)
 """Metrics that are counted, not timed: the machine cannot change them."""
 
 _COUNTING = frozenset({"counting", "images", "baseline"})
 """What does change a count: the rule of counting, the images averaged over, the reference."""
 
-_OF_THE_NETWORK = frozenset({"batch_size", "input_size"})
-"""Noted with the conditions, but no reason to keep values apart: the batch size names a column of its own, and the
-input's size belongs to the network that is compared."""
+_OF_THE_NETWORK = frozenset({"batch_size", "input_size", "repeat"})
+"""Noted with the conditions, but no reason to keep values apart: the batch size names a column of its own, the input's
+size belongs to the network that is compared, and a repetition was taken like the first time."""
 
-_WHILE_TRAINING = frozenset({"top1", "top5", "train_images_per_s"})
+_WHILE_TRAINING = frozenset(
+    {"top1", "top5", "ece", "worst_class_top1", "train_images_per_s", "train_memory_mib", "train_device_hours"}
+    | {"train_seconds", "teacher_share"}
+)
 """Metrics that training itself took: its precision and compilation belong to the combination, not to the bench."""
+
+
+class Groups:
+    """Which rows were taken alike, each set of conditions looked at once: an experiment has few, but many rows."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[str, Conditions]] = {}
+
+    def of(self, row: MetricRow) -> tuple[str, Conditions]:
+        """Digest and content of what this row's metric depends on."""
+        key = (row.name, repr(row.conditions))
+        found = self._known.get(key)
+        if found is None:
+            needed = relevant(row.name, row.conditions)
+            found = self._known[key] = (digest(needed), needed)
+        return found
 
 
 def relevant(metric: str, conditions: Mapping[str, JsonValue]) -> Conditions:
@@ -50,6 +82,11 @@ def differences(groups: Mapping[str, Conditions]) -> dict[str, dict[str, JsonVal
     keys = sorted({key for conditions in groups.values() for key in conditions})
     table = {key: {name: conditions.get(key) for name, conditions in groups.items()} for key in keys}
     return {key: values for key, values in table.items() if len({json.dumps(v) for v in values.values()}) > 1}
+
+
+def taken_while_training(metric: str) -> bool:
+    """Whether training took it, so that measuring again leaves it as it is."""
+    return metric in _WHILE_TRAINING
 
 
 def _ignored(metric: str, key: str) -> bool:

@@ -13,8 +13,8 @@ from pydantic import JsonValue
 
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Combination, MeasureStage, Plan, TrainStage
-from orchestrator.reporting.stored import read_result, read_rows, stage_folder
-from specs.metrics import MetricRow, row
+from orchestrator.reporting.stored import read_points, read_result, read_rows, stage_folder
+from specs.metrics import MetricRow, OperatingPoint, row
 
 Keyed = dict[str, MetricRow]
 """Column key → row, of one combination and seed."""
@@ -30,6 +30,9 @@ class Results:
         """Train stage → its `result.json`."""
         self.measure: dict[str, dict[str, Any]] = {}
         """Measure stage → its `result.json`."""
+
+        self.points: dict[str, list[OperatingPoint]] = {}
+        """Measure stage → its operating points."""
 
     def done(self, digest: str) -> bool:
         """Whether the stage is finished."""
@@ -49,6 +52,7 @@ def read_results(plan: Plan, store: ArtifactStore) -> Results:
             continue
         if isinstance(stage, MeasureStage):
             results.rows[stage.digest] = read_rows(folder)
+            results.points[stage.digest] = read_points(folder)
             results.measure[stage.digest] = read_result(folder) if (folder / "result.json").exists() else {}
         else:
             results.train[stage.digest] = read_result(folder)

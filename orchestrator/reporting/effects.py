@@ -1,0 +1,120 @@
+"""Main effects of the axes' labels and interactions of each pair, over whatever the matrix left.
+
+Only runs (a combination with a seed) that differ in nothing else are set against each other, so an unbalanced matrix
+(`exclude`, dropped conflicts, missing seeds) gives fewer pairs but no bias from what is not there. Where the design is
+balanced, these are the coefficients that least squares gives. Box, Hunter and Hunter, "Statistics for Experimenters".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.reporting.comparison import Column, Comparison, Effect
+from orchestrator.reporting.pareto import Floats
+from orchestrator.reporting.uncertainty import is_relative, usable
+
+METRICS_OF_EFFECTS = ("top1", "macs", "throughput", "latency_ms", "peak_memory_mib")
+
+
+def effects(comparison: Comparison) -> tuple[Effect, ...]:
+    """All effects in top-1 (differences in points) and the principal costs (ratios), main effects first in each."""
+    found = [comparison.find(name) for name in METRICS_OF_EFFECTS]
+    return tuple(effect for column in found if column is not None for effect in effects_in(comparison, column))
+
+
+def effects_in(comparison: Comparison, column: Column) -> Iterable[Effect]:
+    """Effects in one column: differences where it is in percent, ratios otherwise."""
+    runs = _Runs(comparison, column)
+    several = [axis for axis, labels in runs.labels.items() if len(labels) > 1]
+    for axis in several:
+        yield from runs.main_effects(axis)
+    for one, other in itertools.combinations(several, 2):
+        yield from runs.interactions(one, other)
+
+
+class _Runs:
+    """The runs with a usable value in a column, as integer codes of their labels."""
+
+    def __init__(self, comparison: Comparison, column: Column) -> None:
+        self.column = column
+        self.relative = is_relative(column)
+        self.labels: dict[str, list[str]] = {}
+        for r in comparison.rows:
+            for axis, label in r.labels.items():
+                known = self.labels.setdefault(axis, [])
+                if label not in known:
+                    known.append(label)
+        groups: dict[str | None, int] = {}
+        codes, values = [], []
+        for r in comparison.rows:
+            cell = r.cells.get(column.key)
+            if cell is None or not usable(cell):
+                continue
+            # An axis that a combination does not have is a label of its own, which no effect is taken of.
+            own = [known.index(r.labels[axis]) if axis in r.labels else -1 for axis, known in self.labels.items()]
+            group = groups.setdefault(cell.group, len(groups))
+            for seed, value in cell.by_seed.items():
+                if value > 0 or not self.relative:
+                    codes.append([*own, group, seed])
+                    values.append(value)
+        self.codes: NDArray[np.int64] = np.array(codes, dtype=np.int64).reshape(len(codes), len(self.labels) + 2)
+        self.values: Floats = np.array(values, dtype=np.float64)
+        if self.relative:
+            self.values = np.log(self.values)
+
+    def main_effects(self, axis: str) -> Iterable[Effect]:
+        table = self._table(axis)
+        first, *others = self.labels[axis]
+        for i, label in enumerate(others, start=1):
+            yield from self._effect({axis: label}, {axis: first}, table[:, i] - table[:, 0], {})
+
+    def interactions(self, one: str, other: str) -> Iterable[Effect]:
+        table = self._table(one, other)
+        against = {one: self.labels[one][0], other: self.labels[other][0]}
+        for i, label in enumerate(self.labels[one][1:], start=1):
+            for j, second in enumerate(self.labels[other][1:], start=1):
+                of_one, of_other = table[:, i, 0] - table[:, 0, 0], table[:, 0, j] - table[:, 0, 0]
+                both = table[:, i, j] - table[:, 0, 0]
+                labels = {one: label, other: second}
+                yield from self._effect(labels, against, both - of_one - of_other, {one: of_one, other: of_other})
+
+    def _table(self, *axes: str) -> Floats:
+        """Values by everything else (other labels, conditions, seed) and the labels of these axes; NaN = no run."""
+        positions = [list(self.labels).index(axis) for axis in axes]
+        sizes = [len(self.labels[axis]) for axis in axes]
+        present = (self.codes[:, positions] >= 0).all(axis=1)
+        codes, values = self.codes[present], self.values[present]
+        rest = np.delete(codes, positions, axis=1)
+        settings, index = np.unique(rest, axis=0, return_inverse=True)
+        table: Floats = np.full((len(settings), *sizes), np.nan)
+        table[(index.reshape(-1), *(codes[:, p] for p in positions))] = values
+        return table
+
+    def _effect(
+        self, labels: dict[str, str], against: dict[str, str], differences: Floats, alone: dict[str, Floats]
+    ) -> Iterable[Effect]:
+        complete = ~np.isnan(differences)
+        num_pairs = int(complete.sum())
+        if num_pairs == 0:
+            return
+        taken = differences[complete]
+        value, error = self._scaled(taken.mean()), None
+        if num_pairs > 1:
+            error = float(taken.std(ddof=1) / np.sqrt(num_pairs)) * (value if self.relative else 1.0)
+        yield Effect(
+            labels=labels,
+            against=against,
+            column=self.column.key,
+            scale="ratio" if self.relative else "difference",
+            value=value,
+            std_error=error,
+            num_pairs=num_pairs,
+            alone={axis: self._scaled(part[complete].mean()) for axis, part in alone.items()},
+        )
+
+    def _scaled(self, value: float) -> float:
+        return float(np.exp(value)) if self.relative else float(value)

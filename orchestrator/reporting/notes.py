@@ -1,0 +1,111 @@
+"""What a reader has to know before ranking, and the command that mends it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from pydantic import JsonValue
+
+from orchestrator.planning.plan import MeasureStage, Plan
+from orchestrator.reporting import conditions
+from orchestrator.reporting.comparison import Comparison
+
+_FIELDS = ("device", "precision", "compile", "threads", "images")
+"""Conditions that `slimvit measure --conditions` sets by the same name."""
+
+
+def notes(comparison: Comparison, plan: Plan) -> Iterable[str]:
+    """Differing conditions, unreliable values and missing seeds, in this order."""
+    again = _Again(plan)
+    yield from _different_conditions(comparison, again)
+    yield from _unreliable(comparison, again)
+    short = [r for r in comparison.rows if r.status == "partial"]
+    if short:
+        yield f"{len(short)} of {len(comparison.rows)} combinations rest on fewer seeds than planned."
+
+
+class _Again:
+    """The command that measures finished networks again."""
+
+    def __init__(self, plan: Plan) -> None:
+        stages = [stage for stage in plan.walk() if isinstance(stage, MeasureStage)]
+        self._name = plan.experiment
+        self._repeat = 1 + max((stage.measurement.repeat for stage in stages), default=0)
+
+    def alike(self, differences: Mapping[str, Mapping[str, JsonValue]], group: str) -> str:
+        """Everything under the conditions of one group, as far as conditions can be set."""
+        wanted = {key: values[group] for key, values in differences.items() if key in _FIELDS}
+        settings = {key: _setting(key, value) for key, value in wanted.items() if value is not None}
+        # Two machines of one kind, versions, kernels: the place makes these, not a setting.
+        named_alike = "device" in differences and len({_kind(v) for v in differences["device"].values()}) == 1
+        if named_alike or len(settings) < len(differences):
+            settings = {k: v for k, v in settings.items() if k != "device" or not named_alike}
+            settings["repeat"] = str(self._repeat)
+        return self._command(settings)
+
+    def once_more(self) -> str:
+        """Everything again under the same conditions."""
+        return self._command({"repeat": str(self._repeat)})
+
+    def _command(self, settings: Mapping[str, str]) -> str:
+        said = ",".join(f"{key}={value}" for key, value in settings.items())
+        return f"slimvit measure {self._name} --conditions {said}"
+
+
+def _different_conditions(comparison: Comparison, again: _Again) -> Iterable[str]:
+    apart: dict[str, list[str]] = defaultdict(list)
+    ways: dict[str, str] = {}
+    for column in comparison.columns:
+        if not column.differences:
+            continue
+        what = "; ".join(
+            f"{key}: " + ", ".join(f"[{letter}] {_say(value)}" for letter, value in values.items())
+            for key, values in column.differences.items()
+        )
+        if conditions.taken_while_training(column.metric):
+            way = "Training took these: train all combinations on the same kind of device to compare them."
+        else:
+            command = again.alike(column.differences, _largest(comparison, column.key))
+            way = f"Measure all combinations under the same conditions, on one machine, to compare them: `{command}`."
+        ways[what] = ways.get(what, way)
+        apart[what].append(column.key)
+    for what, keys in apart.items():
+        yield (
+            f"{', '.join(keys)}: taken under different conditions and therefore not ranked together ({what}). "
+            f"{ways[what]}"
+        )
+
+
+def _unreliable(comparison: Comparison, again: _Again) -> Iterable[str]:
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for r in comparison.rows:
+        for key, cell in r.cells.items():
+            if cell.unreliable:
+                found[cell.unreliable][r.name].append(key)
+    for reason, where in found.items():
+        listed = "; ".join(f"{', '.join(keys)} of {name}" for name, keys in list(where.items())[:5])
+        more = f" and {len(where) - 5} more combinations" if len(where) > 5 else ""
+        yield (
+            f"Unreliable (marked ?), and so neither best nor on the front: {listed}{more}: {reason}. "
+            f"Measure again while the device is quiet: `{again.once_more()}`."
+        )
+
+
+def _largest(comparison: Comparison, key: str) -> str:
+    """Letter of the group that most combinations of a column are in."""
+    return conditions.most_common(cell.group for r in comparison.rows if (cell := r.cells[key]).group)
+
+
+def _setting(key: str, value: JsonValue) -> str:
+    text = _kind(value) if key == "device" else str(value)
+    return text.lower() if isinstance(value, bool) else text
+
+
+def _kind(device: JsonValue) -> str:
+    """`cuda` of `cuda: NVIDIA H100`."""
+    return str(device).partition(":")[0]
+
+
+def _say(value: JsonValue) -> str:
+    return "not stated" if value is None else str(value)
