@@ -29,6 +29,10 @@ class Settings:
     batch_sizes: tuple[int, ...] = (1, 64)
     seconds: float = 2.0
     """For each timed quantity, network and baseline together."""
+    max_drift: float = 5.0
+    """Drift of the baseline that is accepted, in percent of its speed."""
+    attempts: int = 2
+    """How often something is timed at most while the device is not quiet."""
 
 
 @contextmanager

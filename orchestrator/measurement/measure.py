@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orchestrator.measurement.conditions import Settings, in_force
 from orchestrator.measurement.counted import COUNTED, ask_strategies, count
+from orchestrator.measurement.energy import ENERGIES, take_energy
 from orchestrator.measurement.network import Recipe
 from orchestrator.measurement.peak import MEMORIES, PeakMemory
 from orchestrator.measurement.rows import BASELINE, STUDENT, Rows
@@ -20,7 +21,7 @@ from orchestrator.measurement.subject import Bench, Subject, subject_of
 from orchestrator.measurement.timed import TIMED, take_times
 from specs.metrics import METRICS, MetricRow
 
-MEASURABLE = tuple(name for name in METRICS if name in {*COUNTED, *TIMED, *MEMORIES})
+MEASURABLE = tuple(name for name in METRICS if name in {*COUNTED, *TIMED, *MEMORIES, *ENERGIES})
 """Metrics of a network that need neither labels nor training."""
 
 
@@ -58,7 +59,9 @@ class Measurement:
             count(bench)
             if self.wanted.issuperset(MEASURABLE):
                 ask_strategies(bench)
-            take_times(bench, does_not_fit=peak.take())
+            does_not_fit = peak.take()
+            take_times(bench, does_not_fit)
+            take_energy(bench, does_not_fit)
         return rows.taken
 
     def _build(self) -> dict[str, Subject]:

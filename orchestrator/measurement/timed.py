@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-import torch
+import numpy as np
 
 from orchestrator.measurement import timing
-from orchestrator.measurement.rows import STUDENT
+from orchestrator.measurement.guard import Guarded, Limits, Watch, guarded
+from orchestrator.measurement.rows import BASELINE, STUDENT
+from orchestrator.measurement.runnable import runnable
 from orchestrator.measurement.samples import summary
 from orchestrator.measurement.subject import Bench
-from strategies.backbone import Student
+from orchestrator.measurement.watch import watch_of
+from specs.metrics import MetricRow
 
-LATENCIES = ("latency_ms", "latency_p95_ms", "latency_ratio")
+PERCENTILES = {"latency_ms": 50, "latency_p90_ms": 90, "latency_p95_ms": 95, "latency_p99_ms": 99}
+LATENCIES = (*PERCENTILES, "latency_ratio")
 THROUGHPUTS = ("throughput", "throughput_ratio")
 TIMED = (*THROUGHPUTS, *LATENCIES)
 """Metrics that are taken here."""
+
+Blocks = dict[str, list[timing.Block]]
 
 
 def take_times(bench: Bench, does_not_fit: Mapping[str, set[int]]) -> None:
@@ -25,69 +32,91 @@ def take_times(bench: Bench, does_not_fit: Mapping[str, set[int]]) -> None:
         does_not_fit: network → batch sizes that memory is known not to hold.
     """
     wanted = bench.rows.wanted
-    if not wanted.intersection(TIMED):
-        return
-    networks = {who: _compiled(bench, bench.ready(who)) for who in bench.subjects}
     if wanted.intersection(LATENCIES):
-        _latency(bench, *_blocks(bench, networks, 1, does_not_fit, one_by_one=True))
+        _latency(bench, *_timed(bench, 1, does_not_fit, one_by_one=True))
     if wanted.intersection(THROUGHPUTS):
         for batch_size in dict.fromkeys(bench.settings.batch_sizes):
-            blocks, why = _blocks(bench, networks, batch_size, does_not_fit, one_by_one=False)
-            _throughput(bench, batch_size, blocks, why)
+            _throughput(bench, batch_size, *_timed(bench, batch_size, does_not_fit, one_by_one=False))
 
 
-def _blocks(
-    bench: Bench,
-    networks: Mapping[str, timing.Network],
-    batch_size: int,
-    does_not_fit: Mapping[str, set[int]],
-    *,
-    one_by_one: bool,
-) -> tuple[dict[str, list[timing.Block]], dict[str, str]]:
-    """Blocks of the networks that could be timed, and the reasons of those that could not."""
-    able, why = dict(networks), {}
-    for who, network in networks.items():
-        try:
-            if batch_size in does_not_fit[who]:
-                raise timing.DoesNotFit(batch_size)
-            with torch.inference_mode(), timing.out_of_memory_as_result(batch_size):
-                network(bench.batches(batch_size)[0])
-        except RuntimeError as error:  # a kernel that this format lacks, a compiler that is not there, …
-            why[who] = str(error).strip().splitlines()[0]
-            del able[who]
-    if STUDENT not in able:
-        return {}, why
-    batches = bench.batches(batch_size)
-    return timing.time_alternately(able, batches, bench.settings.seconds, one_by_one=one_by_one), why
+def times_at(bench: Bench, batch_size: int, wanted: frozenset[str]) -> list[MetricRow]:
+    """Times of the student as its knobs are set now, beside the baseline.
+
+    Args:
+        batch_size: of the throughput; latency is at batch 1 as always.
+        wanted: names out of `TIMED`.
+    """
+    rows = bench.rows.another(wanted)
+    take_times(replace(bench, rows=rows, settings=replace(bench.settings, batch_sizes=(batch_size,))), {})
+    return rows.taken
 
 
-def _latency(bench: Bench, blocks: Mapping[str, Sequence[timing.Block]], why: Mapping[str, str]) -> None:
+def calls_needed(percentile: int) -> int:
+    """Calls from which on a percentile means something: at least one of them lies beyond it on average."""
+    return 100 // (100 - percentile)
+
+
+def _timed(
+    bench: Bench, batch_size: int, does_not_fit: Mapping[str, set[int]], *, one_by_one: bool
+) -> tuple[Guarded[Blocks] | None, dict[str, str]]:
+    """Guarded blocks of the networks that run, and the reasons of those that do not; nothing without the student."""
+    networks, why = runnable(bench, batch_size, does_not_fit)
+    if STUDENT not in networks:
+        return None, why
+    batches, settings = bench.batches(batch_size), bench.settings
+    min_calls = calls_needed(max(PERCENTILES.values())) if one_by_one else 0
+
+    def take(watch: Watch) -> Blocks:
+        return timing.time_alternately(
+            networks, batches, settings.seconds, one_by_one=one_by_one, min_calls=min_calls, between=watch.look
+        )
+
+    def speeds(blocks: Blocks) -> list[float]:
+        """Of the baseline, which costs the same for every image; without one, of the student."""
+        return [b.calls / b.total for b in blocks.get(BASELINE) or timing.whole_passes(blocks[STUDENT], len(batches))]
+
+    limits = Limits(max_drift=settings.max_drift)
+    return guarded(take, speeds, watch_of(settings.device), limits, settings.attempts), why
+
+
+def _latency(bench: Bench, timed: Guarded[Blocks] | None, why: Mapping[str, str]) -> None:
     rows, conditions = bench.rows, bench.conditions | {"batch_size": 1}
-    ms = {who: [1000 * s for b in taken for s in b.seconds] for who, taken in blocks.items()}
-    found = {who: summary(times) for who, times in ms.items()}
-    if STUDENT in found:
-        rows.add("latency_ms", found[STUDENT]["p50"], conditions, ms[STUDENT])
-        rows.add("latency_p95_ms", found[STUDENT]["p95"], conditions, ms[STUDENT])
-    else:
-        rows.add("latency_ms", None, conditions, reason=why[STUDENT])
-        rows.add("latency_p95_ms", None, conditions, reason=why[STUDENT])
-    medians = {who: [summary(b.seconds)["p50"] for b in taken] for who, taken in blocks.items()}
-    rows.add_paired_ratio("latency_ratio", medians, conditions, why)
+    if timed is None:
+        for name in PERCENTILES:
+            rows.add(name, None, conditions, reason=why[STUDENT])
+        rows.add_paired_ratio("latency_ratio", None, conditions, why)
+        return
+    seen, unreliable = timed.observations, timed.unreliable
+    ms = [1000 * seconds for block in timed.result[STUDENT] for seconds in block.seconds]
+    for name, percentile in PERCENTILES.items():
+        needed = calls_needed(percentile)
+        few = f"needs at least {needed} calls; {len(ms)} fitted into the time" if len(ms) < needed else None
+        value = None if few else float(np.percentile(ms, percentile))
+        rows.add(name, value, conditions, ms, reason=few, parts=seen, unreliable=unreliable)
+    ratios = _paired(timed.result, lambda block: block.seconds)
+    rows.add_paired_ratio("latency_ratio", ratios, conditions, why, parts=seen, unreliable=unreliable)
 
 
-def _throughput(
-    bench: Bench, batch_size: int, blocks: Mapping[str, Sequence[timing.Block]], why: Mapping[str, str]
-) -> None:
-    conditions = bench.conditions | {"batch_size": batch_size}
-    speed = {who: [b.calls * batch_size / b.total for b in taken] for who, taken in blocks.items()}
-    if STUDENT in speed:
-        bench.rows.add("throughput", summary(speed[STUDENT])["p50"], conditions, speed[STUDENT])
-    else:
-        bench.rows.add("throughput", None, conditions, reason=why[STUDENT])
-    bench.rows.add_paired_ratio("throughput_ratio", speed, conditions, why)
+def _throughput(bench: Bench, batch_size: int, timed: Guarded[Blocks] | None, why: Mapping[str, str]) -> None:
+    rows, conditions = bench.rows, bench.conditions | {"batch_size": batch_size}
+    if timed is None:
+        rows.add("throughput", None, conditions, reason=why[STUDENT])
+        rows.add_paired_ratio("throughput_ratio", None, conditions, why)
+        return
+    seen, unreliable = timed.observations, timed.unreliable
+    num_batches = len(bench.batches(batch_size))
+    passes = {who: timing.whole_passes(blocks, num_batches) for who, blocks in timed.result.items()}
+    speed = [block.calls * batch_size / block.total for block in passes[STUDENT]]
+    rows.add("throughput", summary(speed)["p50"], conditions, speed, parts=seen, unreliable=unreliable)
+    ratios = _paired(passes, lambda block: (block.calls / block.total,))
+    rows.add_paired_ratio("throughput_ratio", ratios, conditions, why, parts=seen, unreliable=unreliable)
 
 
-def _compiled(bench: Bench, network: Student) -> timing.Network:
-    if not bench.settings.compile:
-        return network
-    return torch.compile(network, dynamic=None if bench.varied else False)
+def _paired(
+    blocks: Mapping[str, Sequence[timing.Block]], values: Callable[[timing.Block], Sequence[float]]
+) -> list[list[float]] | None:
+    """The student's values over the baseline's in each pair of neighbouring blocks; `None` without a baseline."""
+    if BASELINE not in blocks:
+        return None
+    pairs = zip(blocks[STUDENT], blocks[BASELINE], strict=True)
+    return [[x / y for x, y in zip(values(ours), values(theirs), strict=True)] for ours, theirs in pairs]

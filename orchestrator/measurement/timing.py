@@ -23,10 +23,13 @@ Network = Callable[[Tensor], object]
 
 STEADY = 0.05
 """Warm-up ends when the medians of the last and the last but one three calls differ by less than this share."""
-BLOCKS = 10
-"""Blocks of each network that a timed quantity is divided into, as far as single calls are short enough."""
-MIN_BLOCKS = 3
-"""Blocks of each network even when that takes longer than the time given."""
+BLOCKS = 50
+"""Blocks of each network that a timed quantity is divided into, as far as single calls are short enough. Short blocks
+make close neighbours, and the closer in time two blocks are, the less can have changed between them."""
+MIN_BLOCKS = 6
+"""Blocks of each network even when that takes longer than the time given; fewer tell nothing of their own spread."""
+STRETCH = 5
+"""Times the time given that may be spent until there are enough calls, and enough whole passes over the images."""
 
 
 class DoesNotFit(RuntimeError):
@@ -71,17 +74,27 @@ def whole_passes(blocks: Sequence[Block], num_batches: int) -> list[Block]:
 
 
 def time_alternately(
-    networks: Mapping[str, Network], batches: Sequence[Tensor], seconds: float, *, one_by_one: bool
+    networks: Mapping[str, Network],
+    batches: Sequence[Tensor],
+    seconds: float,
+    *,
+    one_by_one: bool,
+    min_calls: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Block]]:
     """Time networks in alternation, after warming each up.
 
+    It ends with the time given, but not before each network has `MIN_BLOCKS` blocks and has run all batches equally
+    often. For `min_calls` calls and `MIN_BLOCKS` passes over the batches it goes on up to `STRETCH` times as long.
+
     Args:
-        batches: run in turn; each network runs all of them equally often.
-        seconds: time for all networks together, without warm-up. At least `MIN_BLOCKS` blocks of each are taken.
+        batches: run in turn.
+        seconds: time for all networks together, without warm-up.
         one_by_one: time every call (latency) and not blocks of calls (throughput).
+        between: called between blocks, while no clock runs.
 
     Returns:
-        Network → its blocks, each of whole passes over the batches; equally many for all networks.
+        Network → its blocks; equally many for all networks, and the same batches in blocks of the same place.
     """
     device = batches[0].device
     with torch.inference_mode(), _no_garbage_collection():
@@ -91,14 +104,21 @@ def time_alternately(
         turns = {name: _turns(network, batches) for name, network in networks.items()}
         blocks: dict[str, list[Block]] = {name: [] for name in networks}
         names = list(networks)
+        enough_calls = max(min_calls, MIN_BLOCKS * len(batches))
         spent, taken = 0.0, 0
-        while spent < seconds or taken < MIN_BLOCKS or taken * calls % len(batches):
+        while (
+            spent < seconds
+            or taken < MIN_BLOCKS
+            or taken * calls % len(batches)
+            or (taken * calls < enough_calls and spent < STRETCH * seconds)
+        ):
             for name in names:
                 blocks[name].append(Block(calls, _timed(turns[name], calls, device, one_by_one)))
                 spent += blocks[name][-1].total
             names.reverse()
             taken += 1
-    return {name: whole_passes(parts, len(batches)) for name, parts in blocks.items()}
+            between()
+    return blocks
 
 
 def calls_in_block(budget: float, num_batches: int) -> int:
