@@ -1,0 +1,105 @@
+"""Every strategy that removes work: the measured gain in throughput beside the gain that its MACs promise. Prints JSON.
+
+    python benchmarks/strategies_speed.py [--only NAME,NAME] [--model NAME] [--batch-sizes 64 1] [--rounds N]
+
+Each network and the plain one run in one process, in alternation, on the same random images; every round gives one
+ratio, and the gain is their median. MACs are counted on both with attention unfused; where the cost depends on the
+image, as a mean over images that are timed. Weights are random: exits, halting and sampling are set so that they act.
+The allocator keeps freed memory, for all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from alternate import seconds_each
+from torch import Tensor
+
+from orchestrator.measurement import compute
+from orchestrator.measurement.malloc import keep_freed_memory
+from orchestrator.measurement.network import deployed_network, strategy_of
+from specs.model import ModelSpec
+from strategies import registry
+from strategies.catalog import facts_of
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "token_merging": {"r": 13},
+    "early_exit": {"blocks": [5], "threshold": 0.0},
+    "structured_pruning": {"ratio": 0.5},
+}
+"""Options under which each removes a good part of the work of a DeiT-S on random images."""
+TARGET = {64: 0.9, 1: 0.8}
+"""Batch size → share of the promise that is to be reached."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(SETTINGS))
+    parser.add_argument("--model", default="deit_small_patch16_224")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 1])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+
+    allocator = keep_freed_memory()
+    torch.set_num_threads(args.threads)
+    device, spec = torch.device(args.device), ModelSpec(model=args.model)
+    facts = facts_of(spec)
+    shape = (facts.in_chans, facts.image_size, facts.image_size)
+    images = torch.randn(max(args.batch_sizes), *shape, device=device, generator=torch.Generator(device).manual_seed(0))
+    plain = deployed_network(spec, []).network.to(device)
+    plain_macs = mean_macs(plain, images, shape)
+    found = {}
+    for name in args.only.split(","):
+        network = deployed_network(spec, [strategy_of({"name": name, **SETTINGS[name]})]).network.to(device)
+        promise = plain_macs / mean_macs(network, images, shape)
+        found[name] = {"options": SETTINGS[name], "promised_gain": promise}
+        for batch_size in args.batch_sizes:
+            found[name][f"batch_{batch_size}"] = gain(plain, network, images[:batch_size], promise, args.rounds)
+    report = {
+        "strategies": found,
+        "target_share": TARGET,
+        "not_timed": sorted(set(registry.builtin_names()) - set(found)),
+        "conditions": {
+            "model": args.model,
+            "plain_gmacs": plain_macs / 1e9,
+            "rounds": args.rounds,
+            "precision": "fp32",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": args.threads,
+            "allocator": allocator,
+            "torch": torch.__version__,
+        },
+    }
+    print(json.dumps(report, indent=2))
+
+
+def mean_macs(network: Any, images: Tensor, shape: tuple[int, int, int]) -> float:
+    """MACs of one image, as a mean where images differ."""
+    count = compute.static_macs(network, shape)
+    if count is not None:
+        return count
+    return statistics.fmean(c.macs for c in compute.counts_of_images(network, images[:16]))
+
+
+def gain(plain: Any, network: Any, images: Tensor, promise: float, rounds: int) -> Mapping[str, Any]:
+    """Measured gain at one batch size, and its share of the promise."""
+    calls = max(1, 16 // len(images))
+    seconds = seconds_each({"plain": plain, "network": network}, images, rounds, calls)
+    gains = [a / b for a, b in zip(seconds["plain"], seconds["network"], strict=True)]
+    return {
+        "gain": statistics.median(gains),
+        "share_of_promise": statistics.median(gains) / promise,
+        "gain_quartiles": statistics.quantiles(gains, n=4)[::2],
+        "images_per_s": {name: len(images) / statistics.median(s) for name, s in seconds.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
