@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt
 
 from specs.strategy import StrategyConfig
 from strategies.api import DEPTH, TEACHER_LOGITS, Claim, Claims, OptionError, Strategy, at_blocks
+from strategies.blocks import quarters
 from strategies.facts import Facts
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         Raises:
             OptionError: if there is no such block, or only the network's own head follows it.
         """
-        blocks = self.config.blocks or tuple(max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3))
+        blocks = self.config.blocks or tuple(max(block - 1, 0) for block in quarters(depth))
         for block in blocks:
             if block >= depth - 1:
                 problem = f"there is no block {block}" if block >= depth else f"block {block} is the last one"

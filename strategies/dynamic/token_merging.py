@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt
 
 from specs.strategy import StrategyConfig
 from strategies.api import DENSE, GRID, KEYS, TOKENS, Claims, OptionError, Strategy, at_blocks
+from strategies.blocks import checked
 from strategies.facts import Facts
 
 if TYPE_CHECKING:
@@ -58,13 +59,8 @@ class TokenMerging(Strategy[TokenMergingConfig]):
         Raises:
             OptionError: if `blocks` or `r` do not fit a network of this depth.
         """
-        blocks = tuple(range(depth)) if self.config.blocks is None else self.config.blocks
-        wrong = [b for b in blocks if b >= depth]
-        if wrong or len(set(blocks)) != len(blocks):
-            problem = f"there is no block {wrong[0]}" if wrong else "a block is listed twice"
-            raise OptionError(
-                self.name, "blocks", problem, f"different blocks from 0 to {depth - 1}", "Write `null` for all blocks."
-            )
+        wanted = range(depth) if self.config.blocks is None else self.config.blocks
+        blocks = checked(self.name, "blocks", wanted, depth, "Write `null` for all blocks.")
         if isinstance(self.config.r, int):
             counts = ramp(self.config.r, self.config.inflect, len(blocks))
         else:
