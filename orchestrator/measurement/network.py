@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from strategies.backbone import EXTRAS, Student
 from strategies.catalog import facts_of
 from strategies.compose import build_model, compose
 from strategies.facts import Facts
+from strategies.knobs import knob_of, turned
 
 
 class Deployed(NamedTuple):
@@ -40,6 +42,8 @@ class Recipe(BaseModel):
     """A timm network, its arguments complete; random weights."""
     strategies: tuple[dict[str, JsonValue], ...] = ()
     """Options of the strategies on `model`, each with its `name`."""
+    turned: dict[str, float] = {}
+    """Knob → setting, where the artefact's network is not taken as it was trained."""
 
     def build(self) -> Deployed:
         """Build the network.
@@ -48,7 +52,7 @@ class Recipe(BaseModel):
             ValueError: if the network cannot be built or the strategies do not fit it; says why.
         """
         if self.artefact is not None:
-            return load_deployed(self.artefact)
+            return load_deployed(self.artefact, self.turned)
         assert self.model is not None, "a recipe names an artefact or a model"
         return deployed_network(self.model, [strategy_of(options) for options in self.strategies])
 
@@ -79,14 +83,22 @@ def deployed_network(model: ModelSpec, strategies: Sequence[Strategy[Any]]) -> D
     return _at_the_end(student, lasting)
 
 
-def load_deployed(folder: Path) -> Deployed:
+def load_deployed(folder: Path, settings: Mapping[str, float] = MappingProxyType({})) -> Deployed:
     """The network that a training stage left.
+
+    Args:
+        folder: the stage's artefact.
+        settings: knob → setting, where it differs from the trained one.
 
     Raises:
         StoreError: if a file is missing, damaged, or does not hold the network's tensors.
     """
     saved = read_network(folder)
     strategies = [registry.build(config) for config in saved.strategies]
+    for i, strategy in enumerate(strategies):
+        knob = knob_of(strategy)
+        if knob is not None and knob in settings:
+            strategies[i] = turned(strategy, settings[knob])
     lasting = [s for s in strategies if s.deployed]
     facts = facts_of(saved.model)
     known = Facts(facts, saved.teacher or facts, saved.shapes)

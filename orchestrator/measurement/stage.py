@@ -18,28 +18,31 @@ from orchestrator.measurement.conditions import Settings
 from orchestrator.measurement.images import validation_images
 from orchestrator.measurement.measure import Measurement
 from orchestrator.measurement.network import Recipe
+from orchestrator.measurement.operating import Accuracy, measure_points
 from orchestrator.measurement.trained import rows_of
 from orchestrator.planning.plan import MeasureStage, TrainStage
 from orchestrator.training.checkpoint import DESCRIPTION
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
+from orchestrator.training.outcomes import Outcomes
 from orchestrator.training.settle import settle
 from specs.measurement import MeasurementSpec
-from specs.metrics import MetricRow
+from specs.metrics import MetricRow, OperatingPoint
 from specs.model import ModelSpec
 from specs.strategy import RESOLVER_KEY
 from strategies import registry
 from strategies.catalog import facts_of
 
 ROWS = TypeAdapter(list[MetricRow])
+POINTS = TypeAdapter(list[OperatingPoint])
 
 
 def run_measure_stage(stage: MeasureStage, context: WorkerContext, io: StageIO) -> dict[str, Any]:
-    """Measure, commit `stages/<digest>` with `rows.json`, and return the content of its `result.json`.
+    """Measure and commit `stages/<digest>`, with `rows.json` and `points.json`. Returns the content of `result.json`.
 
     The process should have the machine to itself: what else runs slows what is timed.
 
     Raises:
-        StageInterrupted: if it was asked to stop before it began; nothing is kept of half a measurement.
+        StageInterrupted: if it was asked to stop; nothing is kept of half a measurement.
         ResourceError: if the device is not there.
         StoreError: if the trained network is missing or damaged.
         DataError: if validation images are missing.
@@ -48,8 +51,7 @@ def run_measure_stage(stage: MeasureStage, context: WorkerContext, io: StageIO) 
     if io.store.committed(name):
         finished: dict[str, Any] = json.loads((_fetch(io.store, name) / "result.json").read_text(encoding="utf-8"))
         return finished
-    if io.should_stop():
-        raise StageInterrupted(f"`{stage.label}` stopped before it began")
+    _check_stop(stage, io)
     io.report(Progress("start", stage.digest))
     started = time.monotonic()
     artefact = _fetch(io.store, f"stages/{stage.parents[0]}")
@@ -68,15 +70,26 @@ def run_measure_stage(stage: MeasureStage, context: WorkerContext, io: StageIO) 
         (artefact / "stage.json").read_bytes(), context={RESOLVER_KEY: registry.resolver}
     )
     result_of_training = json.loads((artefact / "result.json").read_text(encoding="utf-8"))
-    rows = rows_of(trained, result_of_training) + measurement.run()
+    outcomes = Outcomes.from_json((artefact / "evaluation.json").read_text(encoding="utf-8"))
+    rows = rows_of(trained, result_of_training, outcomes) + measurement.run()
+    accuracy = Accuracy(trained, artefact, stage.data, settings.device, context.threads)
+    points = measure_points(
+        stage.operating_points, artefact, measurement, rows, accuracy.top1_at, lambda: _check_stop(stage, io)
+    )
 
     result = {"metrics": _by_name(rows), "seconds": time.monotonic() - started}
     folder = io.scratch / "measured"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "rows.json").write_bytes(ROWS.dump_json(rows, indent=1))
+    (folder / "points.json").write_bytes(POINTS.dump_json(points, indent=1))
     (folder / "stage.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
     return settle(io.store, name, folder, result)
+
+
+def _check_stop(stage: MeasureStage, io: StageIO) -> None:
+    if io.should_stop():
+        raise StageInterrupted(f"`{stage.label}` stopped; it begins anew next time")
 
 
 def _settings(spec: MeasurementSpec, context: WorkerContext) -> Settings:
@@ -95,6 +108,8 @@ def _settings(spec: MeasurementSpec, context: WorkerContext) -> Settings:
         threads=spec.threads or context.threads,
         batch_sizes=tuple(spec.batch_sizes),
         seconds=spec.seconds,
+        max_drift=spec.max_drift,
+        attempts=spec.attempts,
     )
 
 

@@ -6,6 +6,7 @@ from orchestrator.errors import PlanError
 from orchestrator.planning.environment import numerics, resolved, training_device
 from orchestrator.planning.expand import Cell, cells
 from orchestrator.planning.measure_stage import measure_stage
+from orchestrator.planning.operating import OperatingPoints
 from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, TrainStage
 from orchestrator.planning.slices import Incompatible, Slices
 from orchestrator.planning.train_stages import TrainStages
@@ -38,6 +39,7 @@ class _Planner:
         self.training = TrainStages(document, self.slices, self.environment)
         self.conditions: dict[int, MeasurementSpec] = {}
         self.measured: dict[tuple[str, int], MeasureStage] = {}
+        self.operating_points = OperatingPoints()
 
     def plan(self) -> Plan:
         """All combinations, their stages parents first."""
@@ -116,6 +118,8 @@ class _Planner:
                 filled = resolved(written, self.experiment.resources)
                 self._check_baseline(filled)
                 self.conditions[id(written)] = filled
+            self.operating_points.check(written.operating_points, self.document.path)
+            sweeps = self.operating_points.of(*self.training.acting[result.digest], written.operating_points)
             manifest, data_part = self.training.data(data)
             names = list(self.experiment.matrix.axes)
             axes = {names[a] for a in self.slices.axes("measurement")}
@@ -125,6 +129,7 @@ class _Planner:
                 self.conditions[id(written)],
                 data,
                 data_part,
+                operating_points=sweeps,
                 num_classes=manifest.num_classes,
                 label=f"measure:{result.label}" + (f"[{suffix}]" if suffix else ""),
             )

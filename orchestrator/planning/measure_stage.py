@@ -19,6 +19,7 @@ def measure_stage(
     data: DataSpec,
     data_part: Mapping[str, JsonValue],
     *,
+    operating_points: Mapping[str, list[float]],
     num_classes: int,
     label: str,
 ) -> MeasureStage:
@@ -29,6 +30,7 @@ def measure_stage(
         measurement: conditions, `auto` and `null` filled in (`environment.resolved`).
         data: images; `root` absolute.
         data_part: what a digest says of the images.
+        operating_points: settings of the network's knobs (`operating.OperatingPoints`).
         num_classes: classes of the images.
         label: for people.
     """
@@ -36,7 +38,8 @@ def measure_stage(
         "format": FORMAT,
         "kind": "measure",
         "network": network,
-        "measurement": measurement.model_dump(mode="json"),
+        "measurement": measurement.model_dump(mode="json", exclude={"operating_points"}),
+        "operating_points": {knob: list(settings) for knob, settings in operating_points.items()},
         "data": dict(data_part),
         "input_size": data.image_size,
         "code": MEASUREMENT_VERSION,
@@ -52,4 +55,5 @@ def measure_stage(
         data=data,
         num_classes=num_classes,
         input_size=data.image_size,
+        operating_points=dict(operating_points),
     )

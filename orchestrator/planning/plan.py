@@ -69,6 +69,8 @@ class MeasureStage(Frozen):
     num_classes: int
     input_size: int
     """Side of the student's input in pixels; the baseline is built at this size."""
+    operating_points: dict[str, list[float]] = {}
+    """Knob, as `<strategy>.<option>` → settings, ascending, the trained one among them; all are possible."""
 
 
 Stage = TrainStage | MeasureStage

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, UsageError
 from orchestrator.planning.environment import resolved
 from orchestrator.planning.manifest import manifest_of
 from orchestrator.planning.measure_stage import measure_stage
-from orchestrator.planning.plan import Combination, MeasureStage, Plan
+from orchestrator.planning.plan import Combination, MeasureStage, Plan, Stage
 from specs.measurement import MeasurementSpec
 from specs.resources import ResourcesSpec
 
@@ -25,7 +25,13 @@ def measured_anew(stage: MeasureStage, measurement: MeasurementSpec, resources: 
 
     Raises:
         DataError: if the images are not there, or no longer those that the network was trained on.
+        UsageError: if other operating points are asked for; those are checked against the network by its spec's plan.
     """
+    if measurement.operating_points not in ({}, stage.measurement.operating_points):
+        raise UsageError(
+            "`operating_points` belong to the spec, whose plan checks them against each network. Write them there, and "
+            "`slimvit run` it: finished training is not repeated. `--conditions operating_points={}` takes none."
+        )
     data_part = stage.digest_parts["data"]
     assert isinstance(data_part, dict), "the part of a digest that says what the images are"
     if manifest_of(stage.data).digest != data_part["manifest"]:
@@ -38,6 +44,7 @@ def measured_anew(stage: MeasureStage, measurement: MeasurementSpec, resources: 
         resolved(measurement, resources),
         stage.data,
         data_part,
+        operating_points={} if measurement.operating_points == {} else stage.operating_points,
         num_classes=stage.num_classes,
         label=stage.label,
     )
@@ -47,7 +54,8 @@ def with_measurements(
     plan: Plan, combinations: Iterable[Combination], measured_by: Callable[[Combination], MeasureStage]
 ) -> Plan:
     """The plan of these combinations alone, each measured by the stage that `measured_by` says."""
-    stages, kept = {}, []
+    stages: dict[str, Stage] = {}
+    kept = []
     for combination in combinations:
         measurement = measured_by(combination)
         trained = combination.stages[:-1]

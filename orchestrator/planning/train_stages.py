@@ -57,6 +57,8 @@ class TrainStages:
     """All stages built so far, by digest."""
     fatal: dict[str, None] = field(default_factory=dict)
     """Mistakes that no `on_conflict: drop` forgives (an ordered set)."""
+    acting: dict[str, tuple[tuple[Strategy[Any], ...], Facts]] = field(default_factory=dict)
+    """The strategies of each stage, and what they were told of the networks, by digest."""
     _nodes: dict[tuple[int, Choice], Node] = field(default_factory=dict)
     _manifests: dict[int, tuple[Manifest, dict[str, Any]]] = field(default_factory=dict)
     _verdicts: dict[tuple[Any, ...], tuple[tuple[str, ...], bool]] = field(default_factory=dict)
@@ -137,6 +139,7 @@ class TrainStages:
         digest = digest_of(parts)
         stage = self.built.get(digest)
         if stage is None:
+            self.acting[digest] = tuple(strategy for strategy, _ in built), facts
             parents = [n.stage.digest for n in (init, teaching) if n is not None and n.stage is not None]
             stage = self.built[digest] = TrainStage.model_construct(
                 kind="train",

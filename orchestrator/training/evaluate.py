@@ -21,6 +21,9 @@ from orchestrator.training.precision import Precision
 from strategies.api import Strategy
 from strategies.backbone import Student
 
+SMALLEST_BATCH = 64
+"""Images of a forward pass without gradients; memory that trains a few images holds so many."""
+
 
 class AnswersNotFinite(SlimvitError):
     """A network answers some images with logits that are not finite, so that it has no accuracy."""

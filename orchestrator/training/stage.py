@@ -21,7 +21,7 @@ from orchestrator.planning.plan import TrainStage
 from orchestrator.training.checkpoint import save_network
 from orchestrator.training.data import check_classes, check_tells_apart, training_loader, validation_loader
 from orchestrator.training.distributed import WorkerGroup
-from orchestrator.training.evaluate import Evaluation, evaluate
+from orchestrator.training.evaluate import SMALLEST_BATCH, Evaluation, evaluate
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
 from orchestrator.training.meter import LossMeter
 from orchestrator.training.mixing import Mixing
@@ -38,8 +38,6 @@ from orchestrator.training.stopwatch import Stopwatch
 from strategies.losses import total_loss
 
 SECONDS_BETWEEN_REPORTS = 0.5
-SMALLEST_EVALUATION_BATCH = 64
-"""Images of a forward pass without gradients; memory that trains a few images holds so many."""
 
 
 def run_train_stage(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, Any]:
@@ -80,7 +78,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     check_classes(images, stage.num_classes)
     if training.epochs:
         check_fits(len(images), training.batch_size)
-    evaluation_batch = max(micro_batch, SMALLEST_EVALUATION_BATCH)
+    evaluation_batch = max(micro_batch, SMALLEST_BATCH)
     validation = validation_loader(stage.data, evaluation_batch, device, rank=group.rank, world_size=group.world_size)
     check_classes(validation.source.images, stage.num_classes)
     check_tells_apart(validation.source.images)
