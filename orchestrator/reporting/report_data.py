@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Plan, TrainStage
-from orchestrator.reporting.comparison import Cell, Comparison, CurvePoint, PublishedPoint, Row
+from orchestrator.reporting.comparison import Cell, Comparison, CurvePoint, PublishedPoint, Row, StageCost
 from orchestrator.reporting.front import front
 from orchestrator.reporting.published import MEANING, published_front
 from orchestrator.reporting.stored import read_history, read_outcomes, stage_folder
@@ -50,17 +50,7 @@ def data(comparison: Comparison, plan: Plan, store: ArtifactStore) -> dict[str, 
         "rows": [_row(r, comparison) for r in comparison.rows],
         "operating": [_operating(comparison, c.combination, c.knob, c.points) for c in comparison.curves],
         "effects": [_effect(comparison, i) for i in range(len(comparison.effects))],
-        "stages": [
-            {
-                "label": escape(s.label),
-                "kind": s.kind,
-                "seconds": s.seconds,
-                "teacher_seconds": s.teacher_seconds,
-                "device_hours": s.device_hours,
-            }
-            for s in comparison.stages
-            if s.seconds is not None
-        ],
+        "stages": _stages(comparison),
         "training": list(_training(plan, store)),
         "evaluations": list(_evaluations(plan, store)),
         "published": [_published(p) for p in comparison.published],
@@ -144,10 +134,9 @@ def _operating_hover(comparison: Comparison, combination: str, knob: str, p: Cur
 
 def _effect(comparison: Comparison, i: int) -> dict[str, Any]:
     e = comparison.effects[i]
-    column = comparison.column(e.column)
     chosen = " and ".join(f"{axis}={label}" for axis, label in e.labels.items())
     against = ", ".join(e.against.values())
-    error = f" ± {number(e.std_error, column.unit)}" if e.std_error is not None else ", one pair: no error known"
+    error = f" ± {e.std_error:.2g}" if e.std_error is not None else ", one pair: no error known"
     kind = "main effect" if len(e.labels) == 1 else "interaction"
     return {
         "column": e.column,
@@ -156,8 +145,26 @@ def _effect(comparison: Comparison, i: int) -> dict[str, Any]:
         "value": e.value,
         "error": e.std_error,
         "hover": escape(f"{kind}: {chosen} against {against}")
-        + f"<br>{e.value:+.4g}{error} {escape(column.unit)}<br>pairs: {e.num_pairs}",
+        + f"<br>{e.value:+.4g}{error} {e.unit} of {escape(e.column)}<br>pairs: {e.num_pairs}",
     }
+
+
+def _stages(comparison: Comparison) -> list[dict[str, Any]]:
+    """Cost of the finished stages; those that differ in their seed alone are added up."""
+    alike: dict[tuple[str, str], list[StageCost]] = {}
+    for s in comparison.stages:
+        if s.seconds is not None:
+            alike.setdefault((s.label, s.kind), []).append(s)
+    return [
+        {
+            "label": escape(label) + (f" × {len(runs)} seeds" if len(runs) > 1 else ""),
+            "kind": kind,
+            "seconds": sum(s.seconds or 0 for s in runs),
+            "teacher_seconds": sum(s.teacher_seconds or 0 for s in runs),
+            "device_hours": sum(s.device_hours or 0 for s in runs),
+        }
+        for (label, kind), runs in alike.items()
+    ]
 
 
 def _training(plan: Plan, store: ArtifactStore) -> Iterable[dict[str, Any]]:

@@ -52,12 +52,13 @@ def hypervolume(comparison: Comparison) -> str:
     parts = []
     for v in comparison.hypervolumes:
         group = f" (conditions {v.group})" if len(comparison.hypervolumes) > 1 else ""
-        error = f" ± {v.std:.3g}" if v.std is not None else ""
+        size = number(v.value, cost.unit, cost.metric)
+        error = f" ± {number(v.std, cost.unit, cost.metric)}" if v.std is not None else ""
         corner = " and ".join(
             f"{number(value, c.unit, c.metric)} {title(c)}"
             for value, c in zip(v.reference, (quality, cost), strict=True)
         )
-        parts.append(f"{v.value:.4g}{error} {quality.unit} · {cost.unit}{group}, from the corner {corner}")
+        parts.append(f"{size}{error} {quality.unit} · {cost.unit}{group}, from the corner {corner}")
     text = "; ".join(parts)
     return f"<p class=caption>Hypervolume, the area that the front dominates: {escape(text)}.</p>"
 
@@ -118,7 +119,7 @@ def effects(comparison: Comparison) -> str:
             f'<tr><td class="name" data-value="{escape(title(column))}">{escape(title(column))}</td>'
             f'<td class="name" data-value="{escape(chosen)}">{_breakable(chosen)}</td>'
             f'<td class="name" data-value="">{escape(", ".join(e.against.values()))}</td>'
-            f'<td data-value="{e.value!r}">{e.value:+.4g}</td>'
+            f'<td data-value="{e.value!r}">{e.value:+.4g} {e.unit}</td>'
             f'<td data-value="{"" if e.std_error is None else repr(e.std_error)}">{error}</td>'
             f'<td data-value="{e.num_pairs}">{e.num_pairs}</td></tr>'
         )

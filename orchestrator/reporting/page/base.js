@@ -8,7 +8,7 @@ const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: [
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function layout(extra) {
-  const axis = { gridcolor: style("--line"), zeroline: false, linecolor: style("--line"), automargin: true };
+  const axis = { gridcolor: style("--line"), zeroline: false, linecolor: style("--line"), automargin: true, exponentformat: "SI" };
   const narrow = window.innerWidth < 700;
   return {
     paper_bgcolor: style("--ground"), plot_bgcolor: style("--ground"),
@@ -19,6 +19,13 @@ function layout(extra) {
     ...extra,
     xaxis: { ...axis, ...extra.xaxis }, yaxis: { ...axis, ...extra.yaxis },
   };
+}
+
+// A colour between two of the page's, `share` of the way from the first.
+function mixed(from, to, share) {
+  const parts = (name) => [1, 3, 5].map((k) => parseInt(style(name).slice(k, k + 2), 16));
+  const [a, b] = [parts(from), parts(to)];
+  return `rgb(${a.map((v, k) => Math.round(v + share * (b[k] - v))).join(",")})`;
 }
 
 // Error bars of some points; `null` where there is none, so that no cap is drawn on the mark.

@@ -18,7 +18,7 @@ function drawCosts() {
     ] });
   }
   const unit = hours ? "device-hours" : "seconds";
-  const kinds = [["training", "", COLOURS[0]], ["of it, a teacher answering", "x", COLOURS[1]], ["measurement", "/", COLOURS[7]]];
+  const kinds = [["training", "", markColour(0)], ["of it, a teacher answering", "x", markColour(1)], ["measurement", "/", markColour(7)]];
   const traces = kinds.map(([name, shape, colour], part) => ({
     type: "bar", orientation: "h", name, y: bars.map((b) => b.id), x: bars.map((b) => b.parts[part]),
     customdata: bars.map((b) => b.label), hovertemplate: `%{customdata}<br>${name}: %{x:.4g} ${unit}<extra></extra>`,
@@ -29,7 +29,7 @@ function drawCosts() {
   Plotly.react("costs", traces, layout({
     barmode: "stack", bargap: 0.3, xaxis: { title: { text: unit } },
     yaxis: { type: "category", autorange: "reversed", tickmode: "array", tickvals: bars.map((b) => b.id), ticktext: bars.map((b) => short(b.label)), tickfont: { size: 11 } },
-    legend: { orientation: "h", y: 1.01, yanchor: "bottom" },
+    legend: { orientation: "h", y: 1.01, yanchor: "bottom", traceorder: "normal" }, margin: { l: 60, r: 20, t: 70, b: 55 },
   }), CONFIG);
 }
 

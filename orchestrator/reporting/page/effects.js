@@ -2,7 +2,7 @@
 function drawEffects() {
   const key = at("effect-metric").value;
   const shown = data.effects.filter((e) => e.column === key);
-  const kinds = [[false, "main effect", "circle", COLOURS[0]], [true, "interaction", "diamond-open", COLOURS[1]]];
+  const kinds = [[false, "main effect", "circle", markColour(0)], [true, "interaction", "diamond-open", markColour(1)]];
   const traces = kinds.map(([interaction, name, symbol, colour]) => {
     const members = shown.filter((e) => e.interaction === interaction);
     return {
@@ -17,7 +17,7 @@ function drawEffects() {
   Plotly.react("effect", traces, layout({
     xaxis: { title: { text: `difference in ${columns[key].title}${better ? `   (${better})` : ""}` }, zeroline: true, zerolinewidth: 2, zerolinecolor: style("--quiet") },
     yaxis: { categoryorder: "array", categoryarray: shown.map((e) => e.label).reverse(), type: "category" },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, margin: { l: 60, r: 20, t: 70, b: 55 },
   }), CONFIG);
 }
 

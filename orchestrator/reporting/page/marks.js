@@ -1,8 +1,9 @@
 // Marks that can be told apart without colour.
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "triangle-down", "hexagram", "star-square"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-// Okabe and Ito's colours, which people with colour-vision deficiencies can tell apart.
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d00", "#7f7f7f"];
 const PUBLISHED = "hourglass-open"; // no combination of one's own has it
 const UNRELIABLE = "x-thin-open"; // over the mark itself
+// The colours are the style's, for light and for dark ground.
+const NUM_COLOURS = 8;
+const markColour = (k) => style(`--mark-${k % NUM_COLOURS}`);
 const nth = (list, k) => list[k % list.length];

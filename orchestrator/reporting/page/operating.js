@@ -9,9 +9,9 @@ function drawOperating() {
   })).filter((c) => c.points.length);
   const traces = shown.map((c, k) => ({
     x: c.points.map(across), y: c.points.map((p) => p.values[y]), mode: "lines+markers", name: c.label,
-    error_y: errors(c.points.map((p) => p.bars[y]), nth(COLOURS, k)),
-    line: { color: nth(COLOURS, k), dash: nth(DASHES, k), width: 1.5 },
-    marker: { size: 9, color: nth(COLOURS, k), symbol: c.points.map((p) => nth(SYMBOLS, k) + (p.trained ? "" : "-open")), line: { width: 2, color: nth(COLOURS, k) } },
+    error_y: errors(c.points.map((p) => p.bars[y]), markColour(k)),
+    line: { color: markColour(k), dash: nth(DASHES, k), width: 1.5 },
+    marker: { size: 9, color: markColour(k), symbol: c.points.map((p) => nth(SYMBOLS, k) + (p.trained ? "" : "-open")), line: { width: 2, color: markColour(k) } },
     customdata: c.points.map((p) => p.hover), hovertemplate: "%{customdata}<extra></extra>",
   }));
   Plotly.react("operating-figure", traces, layout({

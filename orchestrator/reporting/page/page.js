@@ -25,14 +25,19 @@ function spansDecades() {
   return data.published.length > 0 && known.length > 1 && Math.max(...known) > 30 * Math.min(...known);
 }
 
+// One figure that fails does not take the others with it.
+function attempt(step) {
+  try { step(); } catch (error) { trouble(error.message); }
+}
+
 function drawAll() {
-  for (const figure of FIGURES) if (figure.there) figure.draw();
+  for (const figure of FIGURES) if (figure.there) attempt(figure.draw);
 }
 
 for (const form of document.forms) form.addEventListener("submit", (event) => event.preventDefault());
 setUpTables();
 for (const figure of FIGURES) {
-  if (figure.there) figure.setUp();
+  if (figure.there) attempt(figure.setUp);
   else if (figure.gap) empty(at(figure.id), figure.gap);
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);

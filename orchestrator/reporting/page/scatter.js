@@ -4,11 +4,12 @@ function drawScatter() {
   const points = data.rows.filter((r) => r.values[x] !== undefined && r.values[y] !== undefined);
   const front = new Set(data.fronts[`${y}|${x}`] ?? data.fronts[`${x}|${y}`] ?? []);
   const weighed = new Set([x, y]).size === 2 && [x, y].every((key) => key === data.quality || key === data.cost);
+  const kinds = [...new Set(data.rows.map((r) => r.labels[by] ?? ""))];
   const traces = [
     ...(at("with-published").checked ? publishedTraces(x, y) : []),
     ...frontTraces(points.filter((r) => front.has(r.name)), x, y),
-    ...(at("with-curves").checked ? curveTraces(x, y) : []),
-    ...combinationTraces(points, front, weighed, x, y, by),
+    ...(at("with-curves").checked ? curveTraces(x, y, colourBy(kinds, by)) : []),
+    ...combinationTraces(points, front, weighed, x, y, by, kinds),
     ...unreliableTraces(points, x, y),
   ];
   Plotly.react("scatter", traces, layout({
@@ -33,17 +34,16 @@ function frontTraces(members, x, y) {
   });
 }
 
-function combinationTraces(points, front, weighed, x, y, by) {
-  const kinds = [...new Set(points.map((r) => r.labels[by] ?? ""))];
+function combinationTraces(points, front, weighed, x, y, by, kinds) {
   const likely = (r) => weighed && r.probability !== null && r.probability >= 0.05;
   return kinds.map((kind, k) => {
     const members = points.filter((r) => (r.labels[by] ?? "") === kind);
-    const colour = nth(COLOURS, k);
+    const colour = markColour(k);
     return {
       x: members.map((r) => r.values[x]), y: members.map((r) => r.values[y]),
       error_x: errors(members.map((r) => r.bars[x]), colour), error_y: errors(members.map((r) => r.bars[y]), colour),
       mode: "markers+text", name: by ? `${by}=${kind}` : "combinations", showlegend: Boolean(by),
-      text: members.map((r) => (likely(r) ? r.probability.toFixed(2).replace(/^0/, "") : "")),
+      text: members.map((r) => (likely(r) ? r.probability.toFixed(2) : "")),
       textposition: "top left", textfont: { size: 11, color: style("--quiet") },
       marker: {
         size: members.map((r) => (weighed && r.probability !== null ? 8 + 6 * r.probability : 11)), color: colour,
@@ -59,19 +59,25 @@ function unreliableTraces(points, x, y) {
   if (!members.length) return [];
   return [{
     x: members.map((r) => r.values[x]), y: members.map((r) => r.values[y]), mode: "markers", name: "unreliable",
-    marker: { symbol: UNRELIABLE, size: 20, line: { width: 2, color: style("--ink") } },
+    marker: { symbol: UNRELIABLE, size: 20, color: style("--ink"), line: { width: 2, color: style("--ink") } },
     customdata: members.map((r) => `${r.hover}<br><b>unreliable: ${r.unreliable[x] ?? r.unreliable[y]}</b>`),
     hovertemplate: "%{customdata}<extra></extra>",
   }];
 }
 
-function curveTraces(x, y) {
+// Combination → colour of its kind, so that a curve and the network it belongs to look alike.
+function colourBy(kinds, by) {
+  const kind = Object.fromEntries(data.rows.map((r) => [r.name, kinds.indexOf(r.labels[by] ?? "")]));
+  return (name) => markColour(Math.max(0, kind[name] ?? 0));
+}
+
+function curveTraces(x, y, colour) {
   const shown = data.operating.map((c) => ({ ...c, points: c.points.filter((p) => p.values[x] !== undefined && p.values[y] !== undefined) }));
   return shown.filter((c) => c.points.length > 1).map((c, k) => ({
     x: c.points.map((p) => p.values[x]), y: c.points.map((p) => p.values[y]), mode: "lines+markers",
     name: "operating points", legendgroup: "operating", showlegend: k === 0,
-    line: { dash: "dash", width: 1, color: style("--ink") },
-    marker: { symbol: "line-ns-open", size: 7, color: style("--ink") },
+    line: { dash: "dash", width: 1, color: colour(c.combination) },
+    marker: { symbol: "line-ns-open", size: 7, color: colour(c.combination), line: { width: 1.5, color: colour(c.combination) } },
     customdata: c.points.map((p) => p.hover), hovertemplate: "%{customdata}<extra></extra>",
   }));
 }

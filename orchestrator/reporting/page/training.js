@@ -5,7 +5,7 @@ function drawTraining() {
   const last = Math.max(1, ...shown.map((c) => c.values[name].at(-1)[0]));
   const traces = shown.map((c, k) => ({
     x: c.values[name].map((p) => p[0]), y: c.values[name].map((p) => p[1]), name: c.label, mode: c.values[name].length > 40 ? "lines" : "lines+markers",
-    line: { color: nth(COLOURS, k), dash: DASHES[Math.floor(k / COLOURS.length) % DASHES.length], width: 1.5 },
+    line: { color: markColour(k), dash: DASHES[Math.floor(k / NUM_COLOURS) % DASHES.length], width: 1.5 },
     marker: { symbol: nth(SYMBOLS, k), size: 6 }, hovertemplate: "%{fullData.name}<br>epoch %{x}: %{y}<extra></extra>",
   }));
   Plotly.react("training", traces, layout({
