@@ -1,9 +1,11 @@
-"""How fast a stage trains, against a training loop written by hand: same network, images, batch size, threads.
+"""How fast `slimvit run` trains a stage, against a training loop written by hand: same network, images, batch, threads.
 
-Both loops run in one process, in alternation (ABBA), so that a machine that warms up or slows down does the same to
-both. The hand-written loop is the least that trains: images decoded and normalised beforehand, a `DataLoader`, forward,
+Rounds alternate in order: the hand-written loop in this process, then a whole `slimvit run` of a spec with one training
+stage and one worker (or the other way round), so that a machine that warms up or slows down does the same to both. The
+hand-written loop is the least that trains: images decoded and normalised beforehand, a `DataLoader`, forward,
 cross-entropy, backward, AdamW. The stage adds data order and randomness by seed, the schedule, the finiteness check,
-progress reports and the vote on stopping; loading, evaluation and the final artefact are outside both timings.
+progress reports, the vote on stopping, and the driver that watches it. Both are timed over their training steps alone:
+loading, evaluation, start-up and the final artefact are outside.
 
     python benchmarks/training_overhead.py --rounds 5
 
@@ -16,6 +18,8 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,24 +29,29 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from cluster.local import LocalStore
-from orchestrator.planning.plan import NetworkSource, TrainStage
 from orchestrator.training.data import BatchSource
-from orchestrator.training.interface import StageIO, WorkerContext
 from orchestrator.training.sources import open_images
-from orchestrator.training.stage import run_train_stage
 from specs.data import Sample
-from specs.model import ModelSpec
-from specs.training import TrainingSpec
+
+SPEC = """\
+name: training-overhead
+data: {{kind: sample, limit_train: {images}, limit_val: 10}}
+student: {{model: {model}, args: {{img_size: 28, patch_size: 4, in_chans: 1}}}}
+stages: [{{name: train, training: {{epochs: 1, batch_size: {batch_size}}}}}]
+seed: {seed}
+resources: {{workers: 1, cpus_per_worker: {threads}, gpus_per_worker: {gpus}}}
+measurement: {{baseline: null, seconds: 0.05, images: 10, batch_sizes: [1], operating_points: {{}}}}
+storage: {{root: store}}
+tracking: {{uri: "sqlite:///mlflow.db"}}
+"""
 
 
-def hand_written(
-    model_spec: ModelSpec, images: torch.Tensor, labels: torch.Tensor, training: TrainingSpec, device: torch.device
-) -> float:
+def hand_written(options: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Images a second of one epoch of the minimal loop."""
-    model = timm.create_model(model_spec.model, **model_spec.args).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.optimizer.lr)
-    loader = DataLoader(TensorDataset(images, labels), batch_size=training.batch_size, shuffle=True, drop_last=True)
+    device = torch.device(options.device)
+    model = timm.create_model(options.model, img_size=28, patch_size=4, in_chans=1, num_classes=10).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loader = DataLoader(TensorDataset(images, labels), batch_size=options.batch_size, shuffle=True, drop_last=True)
     model.train()
     start, steps = time.perf_counter(), 0
     for x, y in loader:
@@ -53,29 +62,21 @@ def hand_written(
         steps += 1
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return steps * training.batch_size / (time.perf_counter() - start)
+    return steps * options.batch_size / (time.perf_counter() - start)
 
 
-def stage(
-    model_spec: ModelSpec, data: Sample, training: TrainingSpec, device: str, threads: int, folder: Path, name: str
-) -> float:
-    """Images a second of one epoch of the same training as a stage."""
-    train_stage = TrainStage(
-        digest=name,
-        label="benchmark",
-        digest_parts={},
-        parents=(),
-        student=NetworkSource(model=model_spec),
-        teacher=None,
-        strategies=(),
-        training=training,
-        data=data,
-        num_classes=10,
-        seed=0,
-    )
-    io = StageIO(LocalStore(folder / "store"), folder / "scratch")
-    result = run_train_stage(train_stage, WorkerContext(device=device, threads=threads), io)
-    return float(result["images_per_s"])
+def run(options: argparse.Namespace, folder: Path, seed: int) -> float:
+    """Images a second of the training stage of a `slimvit run`, as the stage's own result has them."""
+    values = vars(options) | {"seed": seed, "gpus": 1 if options.device == "cuda" else 0}
+    (folder / "spec.yaml").write_text(SPEC.format(**values), encoding="utf-8")
+    store = folder / "store" / "stages"
+    before = set(store.glob("*/history.jsonl"))
+    command = [sys.executable, "-m", "orchestrator.cli", "run", "spec.yaml", "--plain"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"slimvit run ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    (trained,) = set(store.glob("*/history.jsonl")) - before
+    return float(json.loads(trained.with_name("result.json").read_text(encoding="utf-8"))["images_per_s"])
 
 
 def main() -> None:
@@ -89,49 +90,34 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    args = {"img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": 10}
-    model_spec = ModelSpec.model_validate({"model": options.model, "args": args})
     data = Sample(kind="sample", limit_train=options.images, limit_val=10)
-    training = TrainingSpec(epochs=1, batch_size=options.batch_size)
     source = BatchSource(open_images(data, "train"), data, None, 0, 1 << 30)
     batch = source.__getitems__([(0, i) for i in range(len(source))])
-    assert isinstance(batch, tuple)
+    assert isinstance(batch, tuple), "the packaged sample is readable"
 
     by_hand: list[float] = []
     staged: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-
-        def run_stage() -> None:
-            name = f"{len(staged):064d}"
-            staged.append(stage(model_spec, data, training, options.device, options.threads, Path(folder), name))
-
-        def run_by_hand() -> None:
-            by_hand.append(hand_written(model_spec, *batch, training, device))
-
-        run_by_hand(), run_stage()  # warm both up
-        by_hand.clear(), staged.clear()
-        (Path(folder) / "store").rename(Path(folder) / "warm-up")
+        hand_written(options, *batch)  # warm up; a run starts its own processes, which warm up by themselves
         for i in range(options.rounds):
-            for run in (run_by_hand, run_stage) if i % 2 == 0 else (run_stage, run_by_hand):
-                run()
+            if i % 2:
+                staged.append(run(options, Path(folder), i))
+            by_hand.append(hand_written(options, *batch))
+            if not i % 2:
+                staged.append(run(options, Path(folder), i))
 
     ratios = [s / h for s, h in zip(staged, by_hand, strict=True)]
-    print(
-        json.dumps(
-            {
-                "benchmark": "training_overhead",
-                "ratio": statistics.median(ratios),
-                "wanted": 0.97,
-                "ratios": ratios,
-                "stage_images_per_s": staged,
-                "hand_written_images_per_s": by_hand,
-                "conditions": vars(options)
-                | {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
-            },
-            indent=1,
-        )
-    )
+    report = {
+        "benchmark": "training_overhead",
+        "ratio": statistics.median(ratios),
+        "wanted": 0.97,
+        "ratios": ratios,
+        "stage_images_per_s": staged,
+        "hand_written_images_per_s": by_hand,
+        "conditions": vars(options)
+        | {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
+    }
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
