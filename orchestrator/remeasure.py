@@ -96,8 +96,8 @@ def _newest(found: Found) -> dict[Run, MeasureStage]:
     planned one."""
     newest = {_run(c): measurement_of(found.plan, c) for c in found.plan.combinations}
     networks = {_run(c): c.result for c in found.plan.combinations}
-    kept = latest_plan(found.plan.experiment, found.store)
-    for c in kept.combinations if kept is not None else ():
+    kept = latest_plan(found.plan.experiment, found.store) or found.plan
+    for c in kept.combinations:
         if networks.get(_run(c)) == c.result and found.store.committed(f"stages/{c.measured_by}"):
             newest[_run(c)] = measurement_of(kept, c)
     return newest

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cluster.local import LocalStore
-from orchestrator.errors import Interrupted, StageFailed, StoreError
+from orchestrator.errors import Interrupted, PlanError, StageFailed, StoreError
 from orchestrator.execution import driver
 from orchestrator.execution.events import Event
 from orchestrator.execution.interrupt import StopOnSignal
 from orchestrator.execution.live import make_view
 from orchestrator.planning.describe import as_text
+from orchestrator.planning.feasible import cannot_start
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.status import finished, to_run
@@ -61,6 +62,9 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     # A file or a pipe has no width: there the table keeps all of its columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     missing = to_run(plan, finished(plan, store))
+    obstacles = cannot_start(plan, missing, experiment.resources)
+    if obstacles:
+        raise PlanError(f"{spec} cannot run:\n" + "\n".join(f"  - {reason}" for reason in obstacles))
     try:
         store.prepare()
         commit_plan(plan, experiment, store)

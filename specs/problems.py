@@ -55,7 +55,8 @@ class SpecProblems(ValueError):
 
     def __str__(self) -> str:
         count = len(self.problems)
-        head = "1 problem in the spec" if count == 1 else f"{count} problems in the spec"
+        where = "" if all(problem.file.startswith("--") for problem in self.problems) else " in the spec"
+        head = f"{count} problem{'s' if count > 1 else ''}{where}"
         return "\n".join([f"{head}:", *(str(problem) for problem in self.problems)])
 
 

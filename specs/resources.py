@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from specs.base import SpecModel
 
@@ -29,3 +29,10 @@ class ResourcesSpec(SpecModel):
 
     stage_deadline_minutes: PositiveFloat | None = None
     """Wall-clock limit of a stage, in minutes; a stage past it fails with that reason. `null` = none."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _share_or_whole(cls, gpus: float) -> float:
+        if gpus > 1 and not gpus.is_integer():
+            raise ValueError(f"a worker takes a share of one GPU or whole ones; {gpus:g} is neither: write {gpus:.0f}")
+        return gpus

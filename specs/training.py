@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from specs.base import SpecModel
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+_NUMBER = r"\d+(\.\d+)?"
+_POLICY = (
+    rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|t\w+))*"
+    rf"|augmix(-(m\d+|w\d+|d\d+|a{_NUMBER}|b[01]|mstd{_NUMBER}))*"
+    rf"|(original|originalr|v0|v0r|3a)(-mstd{_NUMBER})?"
+)
+"""Policy strings that timm's automatic augmentation reads: a policy, then its options, joined by `-`."""
 
 
 class OptimizerSpec(SpecModel):
@@ -84,6 +102,16 @@ class AugmentationSpec(SpecModel):
 
     mix_switch_probability: Fraction = 0.5
     """Probability of CutMix rather than mixup, when both are on."""
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _is_a_policy(cls, policy: str | None) -> str | None:
+        if policy is not None and not re.fullmatch(_POLICY, policy):
+            raise ValueError(
+                f"timm has no policy `{policy}`; write for example `rand-m9-mstd0.5-inc1`, `augmix-m5-w4-d2`, "
+                "`original-mstd0.5`, or `null`"
+            )
+        return policy
 
     @model_validator(mode="after")
     def _crop_is_a_range(self) -> AugmentationSpec:

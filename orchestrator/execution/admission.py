@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import ResourceError
+from orchestrator.planning.plan import MeasureStage, Stage
 from specs.resources import ResourcesSpec
 
 Resources = Mapping[str, float]
@@ -52,6 +53,35 @@ def admit(spec: ResourcesSpec, nodes: Sequence[Resources], *, stages: int) -> Ad
     return Admission(lanes=max(1, min(spec.lanes or lanes, stages)), worker=worker)
 
 
+def check_measurements(stages: Iterable[Stage], nodes: Sequence[Resources]) -> None:
+    """Refuse conditions of measurement that no node can offer, before anything trains for them.
+
+    Raises:
+        ResourceError: if a stage is to be measured on a GPU or with threads that are not there.
+    """
+    most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    for stage in stages:
+        if not isinstance(stage, MeasureStage):
+            continue
+        conditions = stage.measurement
+        if conditions.device == "cuda" and not _has_gpu(nodes):
+            raise ResourceError(
+                f"`{stage.label}` is to be measured with `device: cuda`, but the cluster has {_cluster(nodes)}. Set "
+                "`measurement.device` (of `slimvit measure`: `--conditions device=`) to `cpu`, or give `--address` of "
+                "a cluster with GPUs"
+            )
+        if conditions.threads is not None and conditions.threads > most_cpus:
+            raise ResourceError(
+                f"`{stage.label}` is to be measured with `threads: {conditions.threads}`, but the cluster has "
+                f"{_cluster(nodes)}, and threads that share a core only slow each other. Set `measurement.threads` (of "
+                f"`slimvit measure`: `--conditions threads=`) to at most {most_cpus:g}"
+            )
+
+
+def _has_gpu(nodes: Sequence[Resources]) -> bool:
+    return any(node.get("GPU", 0.0) for node in nodes)
+
+
 def _fit(node: Resources, worker: Resources) -> int:
     # Fractions of a GPU: 0.1 must fit ten times, whatever binary floating point says.
     return min(math.floor(node.get(name, 0.0) / amount + 1e-6) for name, amount in worker.items())
@@ -72,8 +102,7 @@ def _plural(number: float, what: str) -> str:
 
 
 def _way_out(spec: ResourcesSpec, nodes: Sequence[Resources]) -> str:
-    has_gpu = any(node.get("GPU", 0.0) for node in nodes)
-    if spec.gpus_per_worker and not has_gpu:
+    if spec.gpus_per_worker and not _has_gpu(nodes):
         return "Set `resources.gpus_per_worker` to 0 to train on CPU, or give `--address` of a cluster with GPUs"
     return (
         "Lower `resources.workers`, `resources.cpus_per_worker` or `resources.gpus_per_worker` (no stage's result "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cluster.connect import ClusterUnreachable, Connection, connect
 from cluster.storage import ArtifactStore
 from orchestrator.errors import ResourceError
-from orchestrator.execution.admission import Admission, admit
+from orchestrator.execution.admission import Admission, admit, check_measurements
 from orchestrator.execution.events import Event, LaneDown, LaneUp, RunStarted, StageFailed, StageFinished, StageSkipped
 from orchestrator.execution.lane import LaneSpec, Runners, drive
 from orchestrator.execution.queue import QueueState, StageQueue
@@ -76,7 +76,8 @@ def run(
         num_cpus: CPU cores of a cluster that is started here; `None` = those this process may use.
 
     Raises:
-        ResourceError: if the cluster is unreachable, or does not have what `resources` asks for.
+        ResourceError: if the cluster is unreachable, or does not have what `resources` or the
+            conditions of measurement ask for.
     """
     began = time.monotonic()
     finished = status.finished(plan, store)
@@ -89,7 +90,11 @@ def run(
         return summary
     try:
         with connect(address, num_cpus=num_cpus) as cluster:
-            admission = admit(experiment.resources, _nodes(), stages=_parallel_stages(to_run))
+            nodes = _nodes()
+            if all(stage.kind == "measure" for stage in to_run.values()):
+                check_measurements(to_run.values(), nodes)
+            admission = admit(experiment.resources, nodes, stages=_parallel_stages(to_run))
+            check_measurements(to_run.values(), nodes)
             on_event(RunStarted(tuple(to_run), tuple(summary.done_before), admission.lanes, cluster.dashboard_url))
             begun = _Run(plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary)
             try:

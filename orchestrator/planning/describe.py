@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from cluster.local import LocalStore
 from orchestrator.planning.explain import explain
+from orchestrator.planning.feasible import cannot_start
 from orchestrator.planning.plan import MeasureStage, Plan
 from orchestrator.planning.status import Status, statuses
 from orchestrator.storage import open_store
@@ -75,6 +76,9 @@ def _counts(plan: Plan, found: Mapping[str, Status]) -> dict[str, int]:
 def _rendered(plan: Plan, experiment: Experiment) -> Group:
     found = statuses(plan, _store(experiment))
     parts: list[Text | Tree] = [_tree(plan, found), Text(_summary(_counts(plan, found)))]
+    obstacles = cannot_start(plan, {d for d, status in found.items() if status == "to run"}, experiment.resources)
+    if obstacles:
+        parts.append(Text("\nNot to be run with these `resources`:\n" + "\n".join(f"  - {o}" for o in obstacles)))
     if plan.dropped:
         parts.append(Text(f"\nDropped, because their parts conflict ({len(plan.dropped)}):"))
         parts += [

@@ -1,28 +1,61 @@
-"""What keeps a stage from training that shows before any worker starts: its batches and its precision."""
+"""What keeps a stage from training that shows before any worker starts: its precision, its batches, its workers.
+
+What the spec alone decides is refused by the plan. How many workers share a batch is no part of a result, so a finished
+spec stays good whatever `resources` says: that is refused only where something is to run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from orchestrator.planning.environment import training_device
+from orchestrator.planning.plan import Plan, TrainStage
+from specs.data import DataSpec
 from specs.resources import ResourcesSpec
 from specs.training import TrainingSpec
 
 
-def obstacles(training: TrainingSpec, resources: ResourcesSpec) -> Iterator[str]:
-    """Every reason, each with the way out. Workers check the same again with what they really find."""
+def obstacles(training: TrainingSpec, resources: ResourcesSpec, num_train: int) -> Iterator[str]:
+    """Every reason, each with the way out, whatever the number of workers. Workers check the same again.
+
+    Args:
+        num_train: training images, `data.limit_train` applied.
+    """
     if training.precision == "fp16" and training_device(resources) == "cpu":
         yield (
             "`training.precision: fp16` needs a GPU. Way out: `bf16` or `fp32`, or `resources.gpus_per_worker` above 0."
         )
-    size = training.micro_batch or max(training.batch_size // resources.workers, 1)
-    together = size * resources.workers
+    if training.epochs and training.batch_size > num_train:
+        yield (
+            f"`training.batch_size` {training.batch_size} is more than the {num_train} training images, so no batch is "
+            f"full. Way out: at most {num_train}, or more images."
+        )
+
+
+def cannot_start(plan: Plan, to_run: Collection[str], resources: ResourcesSpec) -> list[str]:
+    """Why stages that are to run cannot be shared by the workers that `resources` gives them; each reason once."""
+    reasons = {
+        f"stage `{stage.label.partition('[')[0]}`: {reason}": None
+        for digest, stage in plan.stages.items()
+        if digest in to_run and isinstance(stage, TrainStage)
+        for reason in _not_shared(stage.training, resources.workers)
+    }
+    return list(reasons)
+
+
+def num_training_images(data: DataSpec, in_all: int) -> int:
+    """How many of a data set's training images a spec uses."""
+    return in_all if data.limit_train is None else min(in_all, data.limit_train)
+
+
+def _not_shared(training: TrainingSpec, workers: int) -> Iterator[str]:
+    size = training.micro_batch or max(training.batch_size // workers, 1)
+    together = size * workers
     augmentation = training.augmentation
     if training.batch_size % together:
         yield (
-            f"`training.batch_size` {training.batch_size} cannot be shared by {resources.workers} workers in "
-            f"micro-batches of {size}. Way out: a multiple of {together}, or another `training.micro_batch` or "
-            "`resources.workers`."
+            f"`training.batch_size` {training.batch_size} cannot be shared by {workers} workers in micro-batches of "
+            f"{size}. Way out: a multiple of {together}, or another `training.micro_batch` or `resources.workers`."
         )
     elif (augmentation.mixup or augmentation.cutmix) and size % 2:
         yield (

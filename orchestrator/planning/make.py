@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.errors import PlanError
+from orchestrator.measurement.baseline import at_input_of
 from orchestrator.planning.environment import numerics, resolved, training_device
 from orchestrator.planning.expand import Cell, cells
 from orchestrator.planning.measure_stage import measure_stage
@@ -15,6 +16,7 @@ from specs.load import SpecDocument
 from specs.measurement import MeasurementSpec
 from specs.model import ModelSpec
 from strategies.catalog import UnknownModelError, facts_of
+from strategies.facts import ModelFacts
 
 SHOWN_CONFLICTS = 20
 
@@ -49,11 +51,11 @@ class _Planner:
         last = len(self.experiment.stages) - 1
         for cell in cells(self.experiment.matrix):
             node = self.training.node(last, cell.choice)
-            if node.stage is None:
+            if node.stage is None or node.network is None:
                 refused[cell.name] = node.reasons
                 continue
             try:
-                measurement = self._measure(node.stage, cell)
+                measurement = self._measure(node.stage, node.network.facts, cell)
             except Incompatible as error:
                 refused[cell.name] = (f"measurement: {error}",)
                 continue
@@ -75,12 +77,16 @@ class _Planner:
             experiment=self.experiment.name, stages=stages, combinations=tuple(combinations), dropped=dropped
         )
 
-    def _check_baseline(self, measurement: MeasurementSpec) -> None:
-        """Every measurement would lack all ratios if timm had no such network."""
-        if measurement.baseline is not None:
-            try:
-                facts_of(ModelSpec(model=measurement.baseline.model))
-            except UnknownModelError as error:
+    def _check_baseline(self, baseline: ModelSpec, student: ModelFacts, image_size: int) -> None:
+        """Every measurement would lack all ratios if timm had no such network, or could not build it for these images.
+
+        A baseline without arguments that the images do not fit is left to the measurement, which states the reason:
+        nobody chose the default.
+        """
+        try:
+            facts_of(at_input_of(student, baseline, image_size))
+        except ValueError as error:
+            if isinstance(error, UnknownModelError) or baseline.args:
                 raise PlanError(f"{self.document.path}: `measurement.baseline`: {error}") from error
 
     def _check(self, refused: dict[str, tuple[str, ...]], combinations: list[Combination]) -> None:
@@ -107,7 +113,7 @@ class _Planner:
             return "No combination is left. Mend the above, or change `matrix.axes`."
         return "Mend the above, exclude these combinations, or set `matrix.on_conflict: drop` to leave them out."
 
-    def _measure(self, result: TrainStage, cell: Cell) -> MeasureStage:
+    def _measure(self, result: TrainStage, student: ModelFacts, cell: Cell) -> MeasureStage:
         """The measurement of a combination's last network."""
         written: MeasurementSpec = self.slices.get("measurement", cell.choice)
         data: DataSpec = self.slices.get("data", cell.choice)
@@ -115,9 +121,9 @@ class _Planner:
         stage = self.measured.get(key)
         if stage is None:
             if id(written) not in self.conditions:
-                filled = resolved(written, self.experiment.resources)
-                self._check_baseline(filled)
-                self.conditions[id(written)] = filled
+                self.conditions[id(written)] = resolved(written, self.experiment.resources)
+            if written.baseline is not None:
+                self._check_baseline(written.baseline, student, data.image_size)
             self.operating_points.check(written.operating_points, self.document.path)
             sweeps = self.operating_points.of(*self.training.acting[result.digest], written.operating_points)
             manifest, data_part = self.training.data(data)

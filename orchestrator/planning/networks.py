@@ -17,6 +17,8 @@ from strategies.facts import ModelFacts
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 """Files of a slimvit checkpoint folder."""
+_ARCHITECTURE = ("embed_dim", "depth", "num_heads", "mlp_hidden", "num_prefix_tokens")
+"""Facts that published weights fix."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,35 @@ def _completed(spec: ModelSpec, data: DataSpec, classes: dict[str, Any]) -> Mode
 
 
 def from_timm(model: ModelSpec, data: DataSpec) -> Network:
-    """A network from timm, its arguments complete."""
+    """A network from timm, its arguments complete.
+
+    Raises:
+        ValueError: if published weights do not fit the arguments.
+    """
+    _check_published(model)
     return Network(
         NetworkSource(model=model), model, facts_at(model, data), {"model": model.model_dump(mode="json")}, {}
     )
+
+
+def _check_published(model: ModelSpec) -> None:
+    """Published weights fit one architecture; timm adapts only classes, channels, image and patch size.
+
+    Raises:
+        ValueError: if the arguments make another; seen for plain Vision Transformers only.
+    """
+    if not model.pretrained:
+        return
+    own, published = facts_of(model), facts_of(ModelSpec(model=model.model))
+    if (own.family, published.family) != ("vit", "vit"):
+        return
+    changed = [name for name in _ARCHITECTURE if getattr(own, name) != getattr(published, name)]
+    if changed:
+        what = ", ".join(f"`{name}` {getattr(own, name)} instead of {getattr(published, name)}" for name in changed)
+        raise ValueError(
+            f"`{model.model}` is to start from published weights, but its `args` make another network than theirs: "
+            f"{what}. Way out: leave those out of `args`, or set `pretrained: false`."
+        )
 
 
 def facts_at(model: ModelSpec, data: DataSpec) -> ModelFacts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.planning.digest import FORMAT, TRAINING_VERSION, canonical, digest_of
-from orchestrator.planning.feasible import obstacles
+from orchestrator.planning.feasible import num_training_images, obstacles
 from orchestrator.planning.manifest import Manifest, manifest_of
 from orchestrator.planning.networks import Network, from_checkpoint, from_timm, student_model, teacher_model
 from orchestrator.planning.plan import NetworkSource, TrainStage
@@ -113,7 +113,8 @@ class TrainStages:
         reasons, needs_teacher = self._verdict(built, facts)
         if needs_teacher and teaching is not None and teaching.stage is None:
             return Node(None, None, frozenset(), teaching.reasons)
-        reasons += tuple(obstacles(spec.training, self._experiment.resources))
+        num_train = num_training_images(data, manifest.num_train)
+        reasons += tuple(obstacles(spec.training, self._experiment.resources, num_train))
         if reasons:
             return self._refused(i, *reasons)
         if needs_teacher:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import ResourceError
-from orchestrator.execution.admission import admit
+from orchestrator.execution.admission import admit, check_measurements
+from orchestrator.planning.plan import MeasureStage
+from specs.measurement import MeasurementSpec
 from specs.resources import ResourcesSpec
 
 LAPTOP = {"CPU": 8.0, "memory": 1e9}
@@ -29,6 +31,26 @@ GPU_NODE = {"CPU": 16.0, "GPU": 4.0}
 )
 def test_lanes(spec: dict, nodes: list, stages: int, lanes: int) -> None:
     assert admit(ResourcesSpec(**spec), nodes, stages=stages).lanes == lanes
+
+
+@pytest.mark.parametrize(
+    ("conditions", "nodes", "says"),
+    [
+        ({"device": "cuda"}, [LAPTOP], ["`measure:toy`", "8 CPUs and 0 GPUs", "`--conditions device=`"]),
+        ({"device": "cuda"}, [LAPTOP, GPU_NODE], []),
+        ({"threads": 9}, [LAPTOP, LAPTOP], ["`threads: 9`", "at most 8"]),
+        ({"threads": 8}, [LAPTOP], []),
+    ],
+)
+def test_conditions_that_no_node_offers_are_refused(conditions: dict, nodes: list, says: list[str]) -> None:
+    stage = MeasureStage.model_construct(label="measure:toy", measurement=MeasurementSpec(**conditions))
+    if not says:
+        check_measurements([stage], nodes)
+        return
+    with pytest.raises(ResourceError) as caught:
+        check_measurements([stage], nodes)
+    for words in says:
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

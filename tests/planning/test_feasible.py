@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from orchestrator.errors import PlanError
+from orchestrator.planning.feasible import cannot_start
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
 from specs.load import load
+from specs.resources import ResourcesSpec
 from strategies.registry import resolver
 
 
@@ -20,10 +22,10 @@ from strategies.registry import resolver
     [
         ({"precision": "fp16"}, {}, "`training.precision: fp16` needs a GPU"),
         ({"precision": "fp16"}, {"resources": {"gpus_per_worker": 1}}, None),
-        ({"batch_size": 15}, {"resources": {"workers": 2}}, "15 cannot be shared by 2 workers"),
-        ({"batch_size": 24, "micro_batch": 8}, {"resources": {"workers": 2}}, "a multiple of 16"),
-        ({"batch_size": 16, "micro_batch": 8}, {"resources": {"workers": 2}}, None),
-        ({"batch_size": 15, "augmentation": {"mixup": 0.8}}, {}, "and 15 is odd"),
+        ({"batch_size": 4001}, {}, "4001 is more than the 4000 training images.*at most 4000"),
+        ({"batch_size": 4000}, {}, None),
+        ({"batch_size": 101}, {"data": {"kind": "sample", "limit_train": 100}}, "more than the 100 training images"),
+        ({"batch_size": 101, "epochs": 0}, {"data": {"kind": "sample", "limit_train": 100}}, None),
     ],
 )
 def test_what_cannot_train_is_refused(
@@ -34,6 +36,24 @@ def test_what_cannot_train_is_refused(
     else:
         with pytest.raises(PlanError, match=message):
             plan(training, more, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("training", "workers", "message"),
+    [
+        ({"batch_size": 15}, 2, "15 cannot be shared by 2 workers"),
+        ({"batch_size": 24, "micro_batch": 8}, 2, "a multiple of 16"),
+        ({"batch_size": 16, "micro_batch": 8}, 2, None),
+        ({"batch_size": 15, "augmentation": {"mixup": 0.8}}, 1, "and 15 is odd"),
+    ],
+)
+def test_workers_that_cannot_share_a_batch_matter_only_to_what_is_to_run(
+    training: dict[str, Any], workers: int, message: str | None, tmp_path: Path
+) -> None:
+    planned = plan(training, {"resources": {"workers": workers}}, tmp_path)
+    reasons = cannot_start(planned, planned.stages.keys(), ResourcesSpec(workers=workers))
+    assert [message in reason for reason in reasons] == [True] if message else reasons == []
+    assert cannot_start(planned, [], ResourcesSpec(workers=workers)) == []
 
 
 def plan(training: dict[str, Any], more: dict[str, Any], folder: Path) -> Plan:

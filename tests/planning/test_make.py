@@ -167,7 +167,6 @@ CHANGED: list[dict[str, Any]] = [
     {"data": {"kind": "sample", "limit_train": 100}},
     {"data": {"kind": "sample", "image_size": 32}},
     {"student": {"model": "vit_tiny_patch16_224", "args": {**TINY, "depth": 5}}},
-    {"student": {"model": "vit_tiny_patch16_224", "args": TINY, "pretrained": True}},
     {"stages": [{"name": "student", "training": {"epochs": 2}}], "teacher": None},
     {"stages": [{"name": "student", "strategies": [{"name": "token_merging", "r": 2}]}], "teacher": None},
     {"resources": {"gpus_per_worker": 1}},
@@ -177,6 +176,19 @@ CHANGED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("change", UNCHANGED, ids=lambda c: "-".join(c))
 def test_what_does_not_change_the_numbers_does_not_change_the_digest(planned, change):
     assert result(planned(**change)).digest == result(planned()).digest
+
+
+def test_published_weights_are_another_start(planned):
+    student = {"model": "vit_tiny_patch16_224", "args": {"patch_size": 7}}
+    published, random = (result(planned(student={**student, "pretrained": p})).digest for p in (True, False))
+    assert published != random
+
+
+def test_published_weights_fit_one_architecture(planned):
+    student = {"model": "vit_tiny_patch16_224", "args": {"patch_size": 7, "depth": 4, "embed_dim": 48}}
+    with pytest.raises(PlanError, match=r"`embed_dim` 48 instead of 192, `depth` 4 instead of 12.*`pretrained: false`"):
+        planned(student={**student, "pretrained": True})
+    assert planned(student=student).combinations
 
 
 @pytest.mark.parametrize("change", CHANGED, ids=lambda c: "-".join(c))

@@ -47,7 +47,8 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(1000):
             folder = root / split / f"n{i:08}"
             folder.mkdir(parents=True)
-            (folder / "1.JPEG").write_bytes(image.getvalue())
+            for name in ("1.JPEG", "2.JPEG"):  # 2,000 images, for batches of 1,024
+                (folder / name).write_bytes(image.getvalue())
     return root
 
 
