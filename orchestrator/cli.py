@@ -103,18 +103,59 @@ def explain(
 
 @app.command()
 def compare(
-    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A spec file, or an experiment's name.")],
+    experiments: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPERIMENT…", help="A spec file, or an experiment's name; several stand side by side."),
+    ],
     assignments: Assignments,
-    output_format: Annotated[str, typer.Option("--format", help="table, json, csv or html.")] = "table",
+    claims: Annotated[
+        list[str],
+        typer.Option(
+            "--claim",
+            default_factory=list,
+            show_default=False,
+            metavar="CONDITIONS",
+            help="Check a claim: 'params<15M, top1>=83.2, throughput_ratio>=2.4'; the first condition is the budget, "
+            "the others must hold for the most accurate combination under it. Repeatable.",
+        ),
+    ],
+    output_format: Annotated[str, typer.Option("--format", help="table, json, csv, latex or html.")] = "table",
     out: Annotated[Path | None, typer.Option(help="File to write instead of printing.", metavar="FILE")] = None,
     store: Store = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITIONS", help="Show the combinations that satisfy these: 'macs<=1.2G, latency_ms<=5'."
+        ),
+    ] = None,
+    best: Annotated[str | None, typer.Option(metavar="METRIC", help="Rank them by this metric.")] = None,
+    effects: Annotated[
+        bool, typer.Option("--effects", help="Show what each label does, and each pair beyond the sum of both.")
+    ] = False,
+    quality: Annotated[str, typer.Option(metavar="METRIC", help="Upright axis of the Pareto front.")] = "top1",
+    cost: Annotated[str, typer.Option(metavar="METRIC", help="Its other axis.")] = "macs",
 ) -> None:
     """Compare the finished combinations of an experiment: accuracy against cost."""
     from orchestrator.arguments import chosen
     from orchestrator.reporting.command import compare_experiment
 
-    chosen([output_format], ("table", "json", "csv", "html"), "--format")
-    typer.echo(compare_experiment(experiment, assignments, output_format, out, store))
+    chosen([output_format], ("table", "json", "csv", "latex", "html"), "--format")
+    typer.echo(
+        compare_experiment(
+            experiments[0],
+            assignments,
+            output_format,
+            out,
+            store,
+            beside=experiments[1:],
+            cost=cost,
+            quality=quality,
+            where=where,
+            best=best,
+            effects=effects,
+            claims=claims,
+        )
+    )
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,46 +11,110 @@ from pathlib import Path
 from cluster.storage import ArtifactStore
 from orchestrator.errors import UsageError
 from orchestrator.planning.plan import Plan
-from orchestrator.reporting import report, table
+from orchestrator.reporting import record, report, table
+from orchestrator.reporting.claims import check, read_claim, setting_of
 from orchestrator.reporting.compare import compare
-from orchestrator.reporting.comparison import Comparison
+from orchestrator.reporting.comparison import ClaimResult, Comparison
 from orchestrator.reporting.find import find_plan
+from orchestrator.reporting.latex import to_latex
+from orchestrator.reporting.mark import RecordMark
+from orchestrator.reporting.printed import answer_text, claim_text, effects_text
+from orchestrator.reporting.query import Answer, answer
+from orchestrator.reporting.side_by_side import side_by_side
 from specs.experiment import Experiment
+
+TEXTS = {"json": table.to_json, "csv": table.to_csv, "latex": to_latex}
+"""Formats that are one text."""
 
 
 def compare_experiment(
-    name_or_spec: str, assignments: Sequence[str], output_format: str, out: Path | None, store_root: Path | None
+    name_or_spec: str,
+    assignments: Sequence[str],
+    output_format: str,
+    out: Path | None,
+    store_root: Path | None,
+    *,
+    beside: Sequence[str] = (),
+    cost: str = "macs",
+    quality: str = "top1",
+    where: str | None = None,
+    best: str | None = None,
+    effects: bool = False,
+    claims: Sequence[str] = (),
 ) -> str:
-    """Compare an experiment's combinations.
+    """Compare an experiment's combinations, or ask something of them.
 
-    `table` also writes the report. A report is kept with the record in MLflow as well.
+    `table` also writes the report. A report is kept with the record in MLflow as well. A question (`where`, `best`,
+    `effects`, `claims`) is answered instead of the table, as text or JSON.
 
     Args:
         name_or_spec: a spec file, or the name of an experiment in the store.
         assignments: `PATH=VALUE` each, for a spec file.
-        output_format: `table`, `json`, `csv` or `html`.
+        output_format: `table`, `json`, `csv`, `latex` or `html`.
         out: file to write instead of printing; for `html` the default is `reports/<experiment>.html`.
         store_root: artefact store; `None` = the spec's.
+        beside: more experiments, to stand in the same comparison.
+        cost: metric of the Pareto front's level axis.
+        quality: metric of its upright axis.
+        where: conditions that combinations must satisfy, `macs<=1e9, latency_ms<=5`.
+        best: metric that they are ranked by; `None` = top-1.
+        effects: show main effects and interactions.
+        claims: claims to check, `params<15M, top1>=83.2` each.
 
     Returns:
         What is to be printed.
 
     Raises:
-        UsageError: if there is no such experiment or the file cannot be written.
+        UsageError: if there is no such experiment or metric, a question cannot be read, experiments cannot stand in
+            one comparison, or the file cannot be written.
         StoreError: if an artefact is damaged.
     """
-    plan, experiment, store = find_plan(name_or_spec, store_root, assignments)
-    comparison = compare(plan, store)
-    match output_format:
-        case "json":
-            return _print_or_write(table.to_json(comparison), out)
-        case "csv":
-            return _print_or_write(table.to_csv(comparison), out)
-        case "html":
-            path = write_report(comparison, plan, experiment, store, out)
-            return f"{path}\n{_record(plan, experiment, store, path)}".rstrip()
-        case _:
-            return _print_or_write(_table(comparison, out), out) + _report_too(comparison, plan, experiment, store)
+    found = [find_plan(name, store_root, assignments) for name in (name_or_spec, *beside)]
+    plan, experiment, store = found[0]
+    if beside:
+        plan = side_by_side(found)
+    read = [read_claim(text) for text in claims]  # a slip of the pen is told before anything is read
+    comparison = compare(plan, store, cost=cost, quality=quality)
+    if where is not None or best is not None or effects or claims:
+        if output_format not in ("table", "json"):
+            raise UsageError(
+                f"`--where`, `--best`, `--effects` and `--claim` are answered with `--format table` or json, not "
+                f"{output_format}."
+            )
+        asked = answer(comparison, where, best) if where is not None or best is not None else None
+        checked = [check(claim, comparison, setting_of(plan)) for claim in read]
+        as_json = output_format == "json"
+        return _print_or_write(_answers(comparison, asked, effects, checked, as_json), out)
+    if output_format in TEXTS:
+        return _print_or_write(TEXTS[output_format](comparison), out)
+    if beside:
+        if output_format == "html":
+            raise UsageError("a report is of one experiment; name one, or choose `--format` table, json, csv or latex.")
+        return _print_or_write(_table(comparison, out), out)
+    if output_format == "html":
+        path = write_report(comparison, plan, experiment, store, out)
+        return f"{path}\n{_record(comparison, plan, experiment, store, path)}".rstrip()
+    said = _print_or_write(_table(comparison, out), out)
+    path = write_report(comparison, plan, experiment, store)
+    return f"{said}\nReport: {path}\n{_record(comparison, plan, experiment, store, path)}".rstrip()
+
+
+def _answers(
+    comparison: Comparison, asked: Answer | None, effects: bool, checked: Sequence[ClaimResult], as_json: bool
+) -> str:
+    if as_json:
+        parts: dict[str, object] = {}
+        if asked is not None:
+            parts["answer"] = asked.model_dump(mode="json")
+        if effects:
+            parts["effects"] = [e.model_dump(mode="json") for e in comparison.effects]
+        if checked:
+            parts["claims"] = [c.model_dump(mode="json") for c in checked]
+        return json.dumps(parts, indent=2) + "\n"
+    texts = [answer_text(asked, comparison)] if asked is not None else []
+    texts += [effects_text(comparison)] if effects else []
+    texts += [claim_text(result) for result in checked]
+    return "\n".join(texts)
 
 
 def write_report(
@@ -65,21 +130,24 @@ def write_report(
     return path
 
 
-def _report_too(comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactStore) -> str:
-    path = write_report(comparison, plan, experiment, store)
-    return f"\nReport: {path}\n{_record(plan, experiment, store, path)}".rstrip()
-
-
-def _record(plan: Plan, experiment: Experiment, store: ArtifactStore, path: Path) -> str:
+def _record(comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactStore, path: Path) -> str:
     """Keep the report in MLflow; says where, or nothing after the warning that it could not be."""
-    from orchestrator.reporting.tracking import Tracker
-
     uri = experiment.tracking.uri
     name = experiment.tracking.experiment or experiment.name
+    said = f"Record: {uri}, experiment `{name}`"
+    mark, fingerprint = RecordMark(plan, experiment, store), record.fingerprint(table.to_json(comparison), path)
+    if mark.complete(fingerprint):
+        return said
+    from orchestrator.reporting.tracking import Tracker
+
     tracker = Tracker(uri, name, plan, experiment, warn=lambda message: print(message, file=sys.stderr))
     complete = tracker.sync(plan, store, path)
     tracker.close()
-    return f"Record: {uri}, experiment `{name}`" if complete else ""
+    if not complete:
+        return ""
+    if all(r.status == "measured" for r in comparison.rows):
+        mark.set(fingerprint)
+    return said
 
 
 def _table(comparison: Comparison, out: Path | None) -> str:

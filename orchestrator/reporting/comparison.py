@@ -145,20 +145,28 @@ class Effect(Frozen):
     """Axis → label it is compared with."""
     column: str
     """Key of the column."""
-    scale: Literal["difference", "ratio"] = "difference"
-    """`difference`: in the column's unit, 0 = no effect; `ratio`: a factor, 1 = no effect (geometric mean)."""
+    relative: bool = False
+    """Whether the value is a change in percent of the metric (from ratios, averaged as logarithms), as for costs,
+    instead of a difference in percentage points, as for top-1. 0 = no effect."""
     value: float
+    """In `unit`."""
     std_error: float | None
-    """Standard error of the value over pairs and seeds; `None` with fewer than two pairs."""
+    """Standard error of the value over pairs and seeds, in `unit`; `None` with fewer than two pairs."""
     num_pairs: int
     """Pairs (or quadruples) of runs behind it."""
     alone: dict[str, float] = {}
-    """Of an interaction: axis → effect of this label without the other, over the same runs. With the other there it is
-    `alone + value`, or `alone × value` for a ratio."""
+    """Of an interaction: axis → effect of this label without the other one, over the same runs, in `unit`."""
+
+    @property
+    def unit(self) -> str:
+        """Unit of the value: `%` of the metric, or `points`."""
+        return "%" if self.relative else "points"
 
     def on_top(self, axis: str) -> float:
         """Of an interaction: effect of this axis's label where the other label is there, too."""
-        return self.alone[axis] + self.value if self.scale == "difference" else self.alone[axis] * self.value
+        if self.relative:
+            return 100 * ((1 + self.alone[axis] / 100) * (1 + self.value / 100) - 1)
+        return self.alone[axis] + self.value
 
 
 class ClaimPart(Frozen):

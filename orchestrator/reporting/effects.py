@@ -21,13 +21,13 @@ METRICS_OF_EFFECTS = ("top1", "macs", "throughput", "latency_ms", "peak_memory_m
 
 
 def effects(comparison: Comparison) -> tuple[Effect, ...]:
-    """All effects in top-1 (differences in points) and the principal costs (ratios), main effects first in each."""
+    """All effects in top-1 (in points) and the principal costs (in percent of them), main effects first in each."""
     found = [comparison.find(name) for name in METRICS_OF_EFFECTS]
     return tuple(effect for column in found if column is not None for effect in effects_in(comparison, column))
 
 
 def effects_in(comparison: Comparison, column: Column) -> Iterable[Effect]:
-    """Effects in one column: differences where it is in percent, ratios otherwise."""
+    """Effects in one column: differences where it is in percent, relative changes otherwise."""
     runs = _Runs(comparison, column)
     several = [axis for axis, labels in runs.labels.items() if len(labels) > 1]
     for axis in several:
@@ -102,19 +102,21 @@ class _Runs:
         if num_pairs == 0:
             return
         taken = differences[complete]
-        value, error = self._scaled(taken.mean()), None
+        error = None
         if num_pairs > 1:
-            error = float(taken.std(ddof=1) / np.sqrt(num_pairs)) * (value if self.relative else 1.0)
+            error = float(taken.std(ddof=1) / np.sqrt(num_pairs))
+            error *= 100 * float(np.exp(taken.mean())) if self.relative else 1.0
         yield Effect(
             labels=labels,
             against=against,
             column=self.column.key,
-            scale="ratio" if self.relative else "difference",
-            value=value,
+            relative=self.relative,
+            value=self._scaled(taken.mean()),
             std_error=error,
             num_pairs=num_pairs,
             alone={axis: self._scaled(part[complete].mean()) for axis, part in alone.items()},
         )
 
     def _scaled(self, value: float) -> float:
-        return float(np.exp(value)) if self.relative else float(value)
+        """A mean of logarithms as a change in percent; a mean difference as it is."""
+        return 100 * float(np.expm1(value)) if self.relative else float(value)

@@ -120,7 +120,7 @@ def answer(comparison: Comparison, where: str | None, best: str | None = None) -
     columns = [measured_column(comparison, c.name, "--where") for c in constraints]
     asked = list({c.key: c for c in (ranked, *columns)}.values())
 
-    left_out: dict[str, str]
+    left_out: dict[str, str] = {}
     judged: list[Row] = []
     for r in comparison.rows:
         unusable = [f"{c.key}: {_why(r.cells[c.key])}" for c in asked if not usable(r.cells[c.key])]

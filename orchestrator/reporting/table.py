@@ -10,13 +10,16 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.reporting.comparison import NOT_TAKEN, Column, Comparison, Row
+from orchestrator.reporting.comparison import NOT_TAKEN, Column, Comparison, Hypervolume, Row
 
 WIDE = 200
 """Characters of a table that goes into a file or a pipe."""
 
 OPTIMAL = "◆"
 """Marks Pareto-optimal rows; a character, because colour does not reach everybody."""
+
+UNRELIABLE = "?"
+"""Marks values that should not be trusted."""
 
 _SHOWN = ("top1", "macs", "params", "latency_ms", "throughput", "peak_memory_mib", "checkpoint_mib", "train_seconds")
 """Metrics of the table in order of importance; where the terminal is narrow, the last ones give way."""
@@ -52,8 +55,10 @@ def table(comparison: Comparison, width: int = 120) -> RenderableType:
     """The comparison for a terminal of `width` characters: best per column bold, Pareto-optimal rows marked."""
     named = _Drawn("combination", [Text(r.name, style="bold" if r.pareto else "") for r in comparison.rows])
     marks = [Text(OPTIMAL if r.pareto else " ", style="green") for r in comparison.rows]
-    ratio_shown = [_draw(comparison, c) for c in _columns(comparison)]
-    kept, hidden = _fitting(ratio_shown, width - named.width - 5)
+    drawn_columns = [_draw(comparison, c) for c in shown_columns(comparison)]
+    if any(r.front_probability is not None for r in comparison.rows):
+        drawn_columns.insert(2, _Drawn("on front", [_probability(r) for r in comparison.rows]))
+    kept, hidden = _fitting(drawn_columns, width - named.width - 5)
 
     drawn = Table(pad_edge=False, box=None)
     drawn.add_column("", no_wrap=True)
@@ -83,22 +88,30 @@ def to_json(comparison: Comparison) -> str:
 def to_csv(comparison: Comparison) -> str:
     """One line a combination; for each metric its mean, standard deviation, number of seeds and group of conditions.
 
-    Missing values are empty; `<metric>.reason` says why, where a metric is missing anywhere.
+    Missing values are empty; `<metric>.reason` says why, where a metric is missing anywhere. Likewise there are 95 %
+    intervals of single measurements (`.low`, `.high`) and why a value is unreliable, where any is.
     """
     with_reason = {c.key for c in comparison.columns if any(r.cells[c.key].reason for r in comparison.rows)}
-    head = ["combination", *_axes(comparison), "status", "detail", "pareto", "seeds"]
+    doubtful = {c.key for c in comparison.columns if any(r.cells[c.key].unreliable for r in comparison.rows)}
+    with_interval = {c.key for c in comparison.columns if any(r.cells[c.key].interval for r in comparison.rows)}
+    head = ["combination", *_axes(comparison), "status", "detail", "pareto", "front_probability", "seeds"]
     for c in comparison.columns:
         head += [c.key, f"{c.key}.std", f"{c.key}.n", f"{c.key}.conditions"]
+        head += [f"{c.key}.low", f"{c.key}.high"] if c.key in with_interval else []
+        head += [f"{c.key}.unreliable"] if c.key in doubtful else []
         head += [f"{c.key}.reason"] if c.key in with_reason else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
     for r in comparison.rows:
         line: list[object] = [r.name, *(r.labels.get(axis, "") for axis in _axes(comparison))]
-        line += [r.status, r.detail, int(r.pareto), " ".join(str(seed) for seed in r.measured)]
+        line += [r.status, r.detail, int(r.pareto), _or_empty(r.front_probability)]
+        line += [" ".join(str(seed) for seed in r.measured)]
         for c in comparison.columns:
             cell = r.cells[c.key]
             line += [_or_empty(cell.value), _or_empty(cell.std), cell.num_seeds, cell.group or ""]
+            line += list(cell.interval or ("", "")) if c.key in with_interval else []
+            line += [cell.unreliable or ""] if c.key in doubtful else []
             line += [cell.reason or ""] if c.key in with_reason else []
         writer.writerow(line)
     return out.getvalue()
@@ -130,7 +143,7 @@ def title(column: Column) -> str:
     return name if column.batch_size is None else f"{name} @{column.batch_size}"
 
 
-def _columns(comparison: Comparison) -> list[Column]:
+def shown_columns(comparison: Comparison) -> list[Column]:
     """The table's columns: each metric of `_SHOWN` once, at its largest batch size; no column of gaps only."""
     found = [comparison.find(name) for name in _SHOWN]
     return [c for c in found if c is not None and any(r.cells[c.key].value is not None for r in comparison.rows)]
@@ -154,9 +167,15 @@ def _value(r: Row, column: Column, lettered: bool) -> Text:
         drawn.append(f" ({ratio:.2f}×)", style="not bold")
     if lettered:
         drawn.append(f" [{cell.group}]")
+    if cell.unreliable:
+        drawn.append(f" {UNRELIABLE}", style="not bold")
     if cell.reason:
         drawn.append(" !")
     return drawn
+
+
+def _probability(r: Row) -> Text:
+    return Text("–", style="dim") if r.front_probability is None else Text(f"{r.front_probability:.2f}")
 
 
 def _fitting(columns: list[_Drawn], room: int) -> tuple[list[_Drawn], list[_Drawn]]:
@@ -179,6 +198,9 @@ def _foot(comparison: Comparison, hidden: list[_Drawn]) -> list[str]:
     lines = [""]
     if comparison.quality and comparison.cost:
         lines.append(f"{OPTIMAL} Pareto-optimal in {comparison.quality} against {comparison.cost}.")
+        if any(r.front_probability is not None for r in comparison.rows):
+            lines.append("on front: probability to be Pareto-optimal, given the spread over seeds.")
+        lines += [_volume(comparison, volume) for volume in comparison.hypervolumes]
     if any(cell.std for r in comparison.rows for cell in r.cells.values()):
         lines.append("± sample standard deviation over seeds.")
     if hidden:
@@ -189,6 +211,13 @@ def _foot(comparison: Comparison, hidden: list[_Drawn]) -> list[str]:
     lines += _gaps(comparison)
     lines += [f"{name}: left out of the plan; {'; '.join(reasons)}" for name, reasons in comparison.dropped.items()]
     return lines if len(lines) > 1 else []
+
+
+def _volume(comparison: Comparison, volume: Hypervolume) -> str:
+    letters = f" of conditions {volume.group}" if len(comparison.hypervolumes) > 1 else ""
+    error = f" ± {volume.std:.2g}" if volume.std else ""
+    corner = ", ".join(f"{value:.4g}" for value in volume.reference)
+    return f"Hypervolume{letters}: {volume.value:.4g}{error}, from the worst values ({corner})."
 
 
 def _gaps(comparison: Comparison) -> list[str]:
