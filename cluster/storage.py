@@ -13,17 +13,8 @@ from typing import Protocol
 MARKER = "COMMIT.json"
 
 
-class ArtifactStore(Protocol):
-    """What every store offers. Names use `/` between parts: `stages/<digest>`, `progress/<digest>/<step>`."""
-
-    def commit(self, name: str, folder: Path) -> None:
-        """Move the files of a local folder into the store and write the marker last. A second commit of the same
-        name with the same content is a no-op; with other content it raises `FileExistsError`."""
-        ...
-
-    def committed(self, name: str) -> bool:
-        """Whether the marker is there (cheap; does not read the files)."""
-        ...
+class ArtifactSource(Protocol):
+    """What reads artefacts."""
 
     def fetch(self, name: str, files: Collection[str] | None = None) -> Path:
         """Local read-only folder with the artefact's files, every digest verified; with `files`, only these need to
@@ -33,6 +24,19 @@ class ArtifactStore(Protocol):
             FileNotFoundError: if there is no such artefact.
             ValueError: if a file is missing or differs from its digest; the message names it.
         """
+        ...
+
+
+class ArtifactStore(ArtifactSource, Protocol):
+    """What every store offers. Names use `/` between parts: `stages/<digest>`, `progress/<digest>/<step>`."""
+
+    def commit(self, name: str, folder: Path) -> None:
+        """Move the files of a local folder into the store and write the marker last. A second commit of the same
+        name with the same content is a no-op; with other content it raises `FileExistsError`."""
+        ...
+
+    def committed(self, name: str) -> bool:
+        """Whether the marker is there (cheap; does not read the files)."""
         ...
 
     def names(self, prefix: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from orchestrator.measurement.peak import MEMORIES, PeakMemory
 from orchestrator.measurement.rows import BASELINE, STUDENT, Rows
 from orchestrator.measurement.subject import Bench, Subject, subject_of
 from orchestrator.measurement.timed import TIMED, take_times
+from orchestrator.measurement.training_memory import Training
 from specs.metrics import METRICS, MetricRow
 
 MEASURABLE = tuple(name for name in METRICS if name in {*COUNTED, *TIMED, *MEMORIES, *ENERGIES})
@@ -37,6 +38,7 @@ class Measurement:
         images_are: what they are, for the conditions: `256 validation images`.
         settings: how it is timed.
         wanted: names of metrics.
+        training: how the network was trained, if that is to be measured, too.
     """
 
     student: Recipe
@@ -46,6 +48,7 @@ class Measurement:
     images_are: str
     settings: Settings
     wanted: frozenset[str] = frozenset(MEASURABLE)
+    training: Training | None = None
 
     def run(self) -> list[MetricRow]:
         """Take all wanted metrics, each once (at each batch size) or with the reason why not."""
@@ -55,7 +58,7 @@ class Measurement:
         subjects = self._build()
         with ExitStack() as cleanup, in_force(self.settings) as environment:
             bench = Bench(subjects, self.images, self.images_are, self.settings, environment, rows)
-            peak = PeakMemory(bench, cleanup)
+            peak = PeakMemory(bench, cleanup, self.training)
             count(bench)
             if self.wanted.issuperset(MEASURABLE):
                 ask_strategies(bench)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster.storage import ArtifactStore
+from cluster.storage import ArtifactSource
 from orchestrator.errors import SpecError, StoreError
 from orchestrator.planning.plan import NetworkSource, TrainStage
 from orchestrator.training.checkpoint import SavedNetwork, load_network, read_network, read_tensors
@@ -37,7 +37,7 @@ class Networks:
     facts: Facts
 
 
-def assemble(stage: TrainStage, store: ArtifactStore, device: torch.device) -> Networks:
+def assemble(stage: TrainStage, store: ArtifactSource, device: torch.device) -> Networks:
     """Build the student with its strategies, and the teacher if there is one.
 
     Raises:
@@ -65,7 +65,7 @@ def assemble(stage: TrainStage, store: ArtifactStore, device: torch.device) -> N
     return Networks(student.to(device), teacher, strategies, spec, facts)
 
 
-def _timm_model(source: NetworkSource, store: ArtifactStore) -> tuple[nn.Module, ModelSpec, SavedNetwork | None]:
+def _timm_model(source: NetworkSource, store: ArtifactSource) -> tuple[nn.Module, ModelSpec, SavedNetwork | None]:
     """The timm network with its weights and pruned shapes, without strategies."""
     folder = _folder(source, store)
     if folder is not None:
@@ -82,7 +82,7 @@ def _timm_model(source: NetworkSource, store: ArtifactStore) -> tuple[nn.Module,
     return model, source.model, None
 
 
-def _teacher(source: NetworkSource, store: ArtifactStore) -> tuple[Student, ModelFacts]:
+def _teacher(source: NetworkSource, store: ArtifactSource) -> tuple[Student, ModelFacts]:
     """The teaching network; from an artefact with its strategies, so that it answers as it was measured."""
     folder = _folder(source, store)
     if folder is not None:
@@ -97,7 +97,7 @@ def _teacher(source: NetworkSource, store: ArtifactStore) -> tuple[Student, Mode
     return student_of(model), facts_of(spec)
 
 
-def _folder(source: NetworkSource, store: ArtifactStore) -> Path | None:
+def _folder(source: NetworkSource, store: ArtifactSource) -> Path | None:
     """Local folder with `model.json`, or `None` if the network comes as bare timm weights or from timm itself."""
     if source.stage is not None:
         try:
