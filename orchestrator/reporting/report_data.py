@@ -6,6 +6,7 @@ Texts that plotly draws are escaped here, because it reads a few tags of HTML in
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Plan, TrainStage
-from orchestrator.reporting.comparison import Cell, Comparison, CurvePoint, PublishedPoint, Row, StageCost
+from orchestrator.reporting.comparison import Cell, Column, Comparison, CurvePoint, PublishedPoint, Row, StageCost
 from orchestrator.reporting.front import front
 from orchestrator.reporting.published import MEANING, published_front
 from orchestrator.reporting.stored import read_history, read_outcomes, stage_folder
@@ -40,7 +41,13 @@ def data(comparison: Comparison, plan: Plan, store: ArtifactStore) -> dict[str, 
     goals = [c.key for c in comparison.columns if c.direction != "none"]
     return {
         "columns": [
-            {"key": c.key, "metric": c.metric, "title": escape(title(c)), "direction": c.direction}
+            {
+                "key": c.key,
+                "metric": c.metric,
+                "title": escape(title(c)),
+                "direction": c.direction,
+                "baseline": baseline_value(comparison, c),
+            }
             for c in comparison.columns
         ],
         "axes": list(dict.fromkeys(axis for r in comparison.rows for axis in r.labels)),
@@ -57,6 +64,18 @@ def data(comparison: Comparison, plan: Plan, store: ArtifactStore) -> dict[str, 
         "published_fronts": _published_fronts(comparison),
         "meaning": MEANING,
     }
+
+
+def baseline_value(comparison: Comparison, column: Column) -> float | None:
+    """The baseline's own value, from values and their ratios to it; `None` without ratios, or where conditions differ.
+
+    Timings of the baseline were taken with every network anew; theirs is the median.
+    """
+    if column.ratio is None or len(column.groups) > 1:
+        return None
+    pairs = [(r.cells[column.key].value, r.cells[column.ratio].value) for r in comparison.rows]
+    own = [value / ratio for value, ratio in pairs if value is not None and ratio]
+    return statistics.median(own) if own else None
 
 
 def _row(r: Row, comparison: Comparison) -> dict[str, Any]:

@@ -12,10 +12,20 @@ function drawScatter() {
     ...combinationTraces(points, front, weighed, x, y, by, kinds),
     ...unreliableTraces(points, x, y),
   ];
+  const reference = columns[x].baseline;
   Plotly.react("scatter", traces, layout({
+    ...(reference === null ? {} : baselineMark(reference, at("log").checked)),
     xaxis: { title: { text: columns[x].title }, type: at("log").checked ? "log" : "linear" },
     yaxis: { title: { text: columns[y].title } },
   }), CONFIG);
+}
+
+// Of the baseline only its cost was measured: a line across, not a point.
+function baselineMark(value, logarithmic) {
+  return {
+    shapes: [{ type: "line", x0: value, x1: value, yref: "paper", y0: 0, y1: 1, layer: "below", line: { dash: "longdash", width: 1, color: style("--quiet") } }],
+    annotations: [{ x: logarithmic ? Math.log10(value) : value, yref: "paper", y: 1, yanchor: "bottom", text: "baseline", showarrow: false, font: { size: 11, color: style("--quiet") } }],
+  };
 }
 
 function frontTraces(members, x, y) {
