@@ -89,12 +89,16 @@ def as_json(rows: Sequence[MetricRow]) -> str:
 
 
 def as_text(rows: Sequence[MetricRow]) -> str:
-    """The rows as a table: metric, batch size, value, unit, and the reason where there is no value."""
+    """The rows as a table: metric, batch size, value, unit, and the reason where there is no value.
+
+    Below stand the conditions, and why values marked `*` should not be trusted.
+    """
     cells = [("metric", "batch", "value", "unit")]
     for row in rows:
         batch = str(row.conditions.get("batch_size", ""))
-        value = "—" if row.value is None else f"{row.value:,.4g}" if abs(row.value) < 1e4 else f"{row.value:,.0f}"
-        cells.append((row.name, batch, value, row.reason or row.unit))
+        value = "—" if row.value is None else _number(row.value) + ("*" if row.unreliable else "")
+        interval = "" if row.interval is None else f" 95 % in [{_number(row.interval[0])}, {_number(row.interval[1])}]"
+        cells.append((row.name, batch, value, (row.reason or row.unit) + interval))
     widths = [max(len(line[column]) for line in cells) for column in range(3)]
     lines = [f"{n:<{widths[0]}}  {b:>{widths[1]}}  {v:>{widths[2]}}  {u}".rstrip() for n, b, v, u in cells]
     kept = max((row.conditions for row in rows), key=len, default={})
@@ -102,7 +106,12 @@ def as_text(rows: Sequence[MetricRow]) -> str:
     reference = next((row.conditions["baseline"] for row in rows if "baseline" in row.conditions), None)
     if isinstance(reference, dict):
         named.append(f"baseline: {reference['model']} {reference['args']}")
-    return "\n".join([*lines, "", *named])
+    doubts = dict.fromkeys(f"* unreliable: {row.unreliable}" for row in rows if row.unreliable)
+    return "\n".join([*lines, "", *named, *([""] if doubts else []), *doubts])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _device(name: str) -> torch.device:

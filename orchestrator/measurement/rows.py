@@ -27,12 +27,6 @@ class Rows:
         self.baseline: JsonValue = None if baseline is None else {"model": baseline.model, "args": dict(baseline.args)}
         self.taken: list[MetricRow] = []
 
-    def another(self, wanted: frozenset[str]) -> Rows:
-        """Empty rows of other metrics, over the same baseline."""
-        rows = Rows(wanted, None, self.no_baseline)
-        rows.baseline = self.baseline
-        return rows
-
     def add(
         self,
         name: str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from orchestrator.measurement.runnable import runnable
 from orchestrator.measurement.samples import summary
 from orchestrator.measurement.subject import Bench
 from orchestrator.measurement.watch import watch_of
-from specs.metrics import MetricRow
 
 PERCENTILES = {"latency_ms": 50, "latency_p90_ms": 90, "latency_p95_ms": 95, "latency_p99_ms": 99}
 LATENCIES = (*PERCENTILES, "latency_ratio")
@@ -39,18 +37,6 @@ def take_times(bench: Bench, does_not_fit: Mapping[str, set[int]]) -> None:
             _throughput(bench, batch_size, *_timed(bench, batch_size, does_not_fit, one_by_one=False))
 
 
-def times_at(bench: Bench, batch_size: int, wanted: frozenset[str]) -> list[MetricRow]:
-    """Times of the student as its knobs are set now, beside the baseline.
-
-    Args:
-        batch_size: of the throughput; latency is at batch 1 as always.
-        wanted: names out of `TIMED`.
-    """
-    rows = bench.rows.another(wanted)
-    take_times(replace(bench, rows=rows, settings=replace(bench.settings, batch_sizes=(batch_size,))), {})
-    return rows.taken
-
-
 def calls_needed(percentile: int) -> int:
     """Calls from which on a percentile means something: at least one of them lies beyond it on average."""
     return 100 // (100 - percentile)
@@ -64,11 +50,11 @@ def _timed(
     if STUDENT not in networks:
         return None, why
     batches, settings = bench.batches(batch_size), bench.settings
-    min_calls = calls_needed(max(PERCENTILES.values())) if one_by_one else 0
+    enough = calls_needed(max(PERCENTILES.values())) if one_by_one else timing.MIN_BLOCKS * len(batches)
 
     def take(watch: Watch) -> Blocks:
         return timing.time_alternately(
-            networks, batches, settings.seconds, one_by_one=one_by_one, min_calls=min_calls, between=watch.look
+            networks, batches, settings.seconds, one_by_one=one_by_one, enough_calls=enough, between=watch.look
         )
 
     def speeds(blocks: Blocks) -> list[float]:

@@ -29,7 +29,7 @@ make close neighbours, and the closer in time two blocks are, the less can have 
 MIN_BLOCKS = 6
 """Blocks of each network even when that takes longer than the time given; fewer tell nothing of their own spread."""
 STRETCH = 5
-"""Times the time given that may be spent until there are enough calls, and enough whole passes over the images."""
+"""Times the time given that may be spent until there are enough calls."""
 
 
 class DoesNotFit(RuntimeError):
@@ -79,13 +79,13 @@ def time_alternately(
     seconds: float,
     *,
     one_by_one: bool,
-    min_calls: int = 0,
+    enough_calls: int = 0,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Block]]:
     """Time networks in alternation, after warming each up.
 
     It ends with the time given, but not before each network has `MIN_BLOCKS` blocks and has run all batches equally
-    often. For `min_calls` calls and `MIN_BLOCKS` passes over the batches it goes on up to `STRETCH` times as long.
+    often. For `enough_calls` of each it goes on up to `STRETCH` times as long.
 
     Args:
         batches: run in turn.
@@ -104,7 +104,6 @@ def time_alternately(
         turns = {name: _turns(network, batches) for name, network in networks.items()}
         blocks: dict[str, list[Block]] = {name: [] for name in networks}
         names = list(networks)
-        enough_calls = max(min_calls, MIN_BLOCKS * len(batches))
         spent, taken = 0.0, 0
         while (
             spent < seconds

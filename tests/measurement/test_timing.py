@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -114,3 +115,28 @@ def test_samples() -> None:
     )
     assert summary([]) == {}
     assert "std" not in summary([1.0])
+
+
+def test_it_goes_on_for_enough_calls() -> None:
+    """A call takes far more than its part of the time: six blocks are taken all the same, more if more are wanted."""
+    images = [torch.zeros(1)]
+    slow = {"A": lambda _: time.sleep(0.004)}
+    least = timing.time_alternately(slow, images, 0.001, one_by_one=True)["A"]
+    assert sum(b.calls for b in least) == timing.MIN_BLOCKS
+    wanted = timing.time_alternately(slow, images, 0.06, one_by_one=True, enough_calls=30)["A"]
+    assert sum(b.calls for b in wanted) == 30
+    given_up = timing.time_alternately(slow, images, 0.01, one_by_one=True, enough_calls=1000)["A"]
+    assert 0.01 * timing.STRETCH <= sum(b.total for b in given_up) < 0.03 * timing.STRETCH
+
+
+def test_between_blocks_no_clock_runs() -> None:
+    looks = []
+
+    def look() -> None:
+        looks.append(time.sleep(0.01))
+
+    blocks = timing.time_alternately(
+        {name: Recorder(name, []) for name in "AB"}, batches(1), 0.001, one_by_one=False, between=look
+    )
+    assert len(looks) == len(blocks["A"])
+    assert sum(b.total for b in blocks["A"]) < 0.01 * len(looks)
