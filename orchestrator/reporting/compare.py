@@ -22,7 +22,8 @@ from orchestrator.reporting.curves import curves
 from orchestrator.reporting.effects import effects
 from orchestrator.reporting.front import with_axes
 from orchestrator.reporting.notes import notes
-from orchestrator.reporting.results import Results, batch_size, number, read_results, rows_by_column
+from orchestrator.reporting.results import Results, batch_size, read_results, rows_by_column
+from orchestrator.reporting.stored import number
 from specs.metrics import METRICS, MetricRow
 
 RATIOS = {

@@ -12,9 +12,10 @@ from typing import Any
 from pydantic import JsonValue
 
 from cluster.storage import ArtifactStore
-from orchestrator.planning.plan import Combination, MeasureStage, Plan, TrainStage
+from orchestrator.planning.plan import Combination, MeasureStage, Plan
 from orchestrator.reporting.stored import read_points, read_result, read_rows, stage_folder
-from specs.metrics import MetricRow, OperatingPoint, row
+from orchestrator.reporting.training_cost import training_rows
+from specs.metrics import MetricRow, OperatingPoint
 
 Keyed = dict[str, MetricRow]
 """Column key → row, of one combination and seed."""
@@ -76,26 +77,7 @@ def _rows_of(plan: Plan, results: Results, combination: Combination) -> list[Met
     if taken is None:
         return None
     known = {r.name for r in taken}
-    return taken + [r for r in _training_rows(plan, results, combination) if r.name not in known]
-
-
-def _training_rows(plan: Plan, results: Results, combination: Combination) -> list[MetricRow]:
-    """Cost of training: time over all stages it needs (shared ones in full), speed of the last one."""
-    stages = [d for d in combination.stages if isinstance(plan.stages[d], TrainStage)]
-    finished = [results.train[d] for d in stages if d in results.train]
-    seconds = [number(result.get("seconds")) for result in finished]
-    if len(finished) < len(stages) or any(s is None for s in seconds):
-        total = row("train_seconds", None, reason="a training stage of this combination left no running time")
-    else:
-        total = row("train_seconds", sum(s for s in seconds if s is not None))
-    speed = number(results.train.get(combination.result, {}).get("images_per_s"))
-    reason = None if speed is not None else "the last stage trained on no images"
-    return [total, row("train_images_per_s", speed, reason=reason)]
-
-
-def number(value: object) -> float | None:
-    """A finite number read from JSON; `None` for anything else."""
-    return float(value) if isinstance(value, int | float) and value == value and abs(value) < float("inf") else None
+    return taken + [r for r in training_rows(plan, combination, results.train) if r.name not in known]
 
 
 def _at_several_batch_sizes(rows: Iterable[MetricRow]) -> set[str]:
@@ -103,7 +85,7 @@ def _at_several_batch_sizes(rows: Iterable[MetricRow]) -> set[str]:
     measurement but part of the combination."""
     sizes: dict[str, set[JsonValue]] = defaultdict(set)
     for r in rows:
-        if r.name != "train_images_per_s":
+        if not r.name.startswith("train_"):
             sizes[r.name].add(batch_size(r))
     return {name for name, found in sizes.items() if len(found) > 1}
 

@@ -140,6 +140,11 @@ def finite(values: dict[str, Any]) -> dict[str, float]:
     return kept
 
 
+def number(value: object) -> float | None:
+    """A finite number read from JSON; `None` for anything else."""
+    return float(value) if isinstance(value, int | float) and value == value and abs(value) < float("inf") else None
+
+
 def _unreadable(path: Path, error: Exception) -> StoreError:
     return StoreError(
         f"cannot read `{path.name}` of the artefact `{path.parent.name}` ({path}): {error}. Delete the folder "

@@ -16,6 +16,8 @@ from orchestrator.planning.remeasure import measured_anew
 from specs.load import load
 from specs.resources import ResourcesSpec
 from strategies import registry
+from strategies.api import OptionError
+from strategies.dynamic.token_merging import TokenMerging
 
 EXITS = {"name": "early_exit", "blocks": [1], "threshold": 0.9}
 AXIS = {"none": [], "exit": [EXITS], "merge": [{"name": "token_merging", "r": 2}]}
@@ -84,11 +86,20 @@ def test_what_no_network_can_do_fails_the_plan(planned, points, message):
         planned(points, on_conflict="drop")
 
 
-def test_a_setting_that_one_combination_cannot_have(planned):
-    """Merging nothing hides no token from whoever compares features; merging in the last blocks may hide them."""
-    patchless = {"none": [], "prune": [{"name": "structured_pruning", "ratio": 0.5}, {"name": "token_merging", "r": 0}]}
-    stages = measurements(planned({"token_merging.r": [2]}, patchless))
-    assert stages["prune"].operating_points == {"token_merging.r": [0, 2]}
+def test_a_setting_that_one_combination_cannot_have(planned, monkeypatch):
+    """A network of 4 blocks with 16 patches: here a strategy that draws its own line."""
+
+    def claims(self, facts):
+        if self.config.r == 7:
+            raise OptionError("token_merging", "r", "7 is too much", "0 to 6", "Write less.")
+        return whole(self, facts)
+
+    whole = TokenMerging.claims
+    monkeypatch.setattr(TokenMerging, "claims", claims)
+    with pytest.raises(PlanError, match=r"`token_merging.r` at 7: .*allowed: 0 to 6(.|\n)*in `dynamic=merge`"):
+        planned({"token_merging.r": [1, 7]})
+    assert set(measurements(planned({"token_merging.r": [1, 7]}, on_conflict="drop"))) == {"none", "exit"}
+    assert measurements(planned({"token_merging.r": [1]}))["merge"].operating_points == {"token_merging.r": [1, 2]}
 
 
 def test_other_points_are_not_taken_behind_the_plans_back(planned):
