@@ -20,6 +20,7 @@ from orchestrator.measurement.measure import Measurement
 from orchestrator.measurement.network import Recipe
 from orchestrator.measurement.operating import Accuracy, measure_points
 from orchestrator.measurement.trained import rows_of
+from orchestrator.measurement.training_memory import Training
 from orchestrator.planning.plan import MeasureStage, TrainStage
 from orchestrator.training.checkpoint import DESCRIPTION
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
@@ -58,6 +59,10 @@ def run_measure_stage(stage: MeasureStage, context: WorkerContext, io: StageIO) 
     settings = _settings(stage.measurement, context)
     images = validation_images(stage.data, stage.measurement.images)
     baseline, no_baseline = _baseline(stage, artefact)
+    trained = TrainStage.model_validate_json(
+        (artefact / "stage.json").read_bytes(), context={RESOLVER_KEY: registry.resolver}
+    )
+    result_of_training = json.loads((artefact / "result.json").read_text(encoding="utf-8"))
     measurement = Measurement(
         student=Recipe(artefact=artefact),
         baseline=None if baseline is None else Recipe(model=baseline),
@@ -65,11 +70,8 @@ def run_measure_stage(stage: MeasureStage, context: WorkerContext, io: StageIO) 
         images=images,
         images_are=f"{len(images)} validation images",
         settings=settings,
+        training=Training(trained, io.store, result_of_training["environment"]["workers"]),
     )
-    trained = TrainStage.model_validate_json(
-        (artefact / "stage.json").read_bytes(), context={RESOLVER_KEY: registry.resolver}
-    )
-    result_of_training = json.loads((artefact / "result.json").read_text(encoding="utf-8"))
     outcomes = Outcomes.from_json((artefact / "evaluation.json").read_text(encoding="utf-8"))
     rows = rows_of(trained, result_of_training, outcomes) + measurement.run()
     accuracy = Accuracy(trained, artefact, stage.data, settings.device, context.threads)
