@@ -119,7 +119,9 @@ def compare(
             "the others must hold for the most accurate combination under it. Repeatable.",
         ),
     ],
-    output_format: Annotated[str, typer.Option("--format", help="table, json, csv, latex or html.")] = "table",
+    output_format: Annotated[
+        str, typer.Option("--format", help="table, json, csv, latex, html, png, svg or pdf.")
+    ] = "table",
     out: Annotated[Path | None, typer.Option(help="File to write instead of printing.", metavar="FILE")] = None,
     store: Store = None,
     where: Annotated[
@@ -132,6 +134,10 @@ def compare(
     effects: Annotated[
         bool, typer.Option("--effects", help="Show what each label does, and each pair beyond the sum of both.")
     ] = False,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Put imported numbers of others beside, in no ranking; repeatable."),
+    ] = None,
     quality: Annotated[str, typer.Option(metavar="METRIC", help="Upright axis of the Pareto front.")] = "top1",
     cost: Annotated[str, typer.Option(metavar="METRIC", help="Its other axis.")] = "macs",
 ) -> None:
@@ -139,7 +145,7 @@ def compare(
     from orchestrator.arguments import chosen
     from orchestrator.reporting.command import compare_experiment
 
-    chosen([output_format], ("table", "json", "csv", "latex", "html"), "--format")
+    chosen([output_format], ("table", "json", "csv", "latex", "html", "png", "svg", "pdf"), "--format")
     typer.echo(
         compare_experiment(
             experiments[0],
@@ -154,8 +160,25 @@ def compare(
             best=best,
             effects=effects,
             claims=claims,
+            published=published or (),
         )
     )
+
+
+@app.command("import-results")
+def import_results(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="timm's results-*.csv and benchmark-infer-*.csv.")
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name for `compare --published`.")],
+    store: Store = None,
+) -> None:
+    """Import numbers that others published, to stand beside one's own and never be ranked with them."""
+    from orchestrator.reporting.published import import_results as import_files
+    from orchestrator.storage import open_store
+    from specs.experiment import StorageSpec
+
+    typer.echo(import_files(files, name, open_store(store or StorageSpec().root)))
 
 
 @app.command()

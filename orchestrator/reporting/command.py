@@ -11,20 +11,25 @@ from pathlib import Path
 from cluster.storage import ArtifactStore
 from orchestrator.errors import UsageError
 from orchestrator.planning.plan import Plan
-from orchestrator.reporting import record, report, table
+from orchestrator.reporting import figure, record, report, table
 from orchestrator.reporting.claims import check, read_claim, setting_of
 from orchestrator.reporting.compare import compare
 from orchestrator.reporting.comparison import ClaimResult, Comparison
-from orchestrator.reporting.find import find_plan
+from orchestrator.reporting.find import find_plan, require_results
 from orchestrator.reporting.latex import to_latex
 from orchestrator.reporting.mark import RecordMark
 from orchestrator.reporting.printed import answer_text, claim_text, effects_text
+from orchestrator.reporting.published import load_published
+from orchestrator.reporting.published import beside as with_published
 from orchestrator.reporting.query import Answer, answer
 from orchestrator.reporting.side_by_side import side_by_side
 from specs.experiment import Experiment
 
 TEXTS = {"json": table.to_json, "csv": table.to_csv, "latex": to_latex}
 """Formats that are one text."""
+
+FIGURES: tuple[figure.Format, ...] = ("png", "svg", "pdf")
+"""Formats that are one picture."""
 
 
 def compare_experiment(
@@ -41,6 +46,7 @@ def compare_experiment(
     best: str | None = None,
     effects: bool = False,
     claims: Sequence[str] = (),
+    published: Sequence[str] = (),
 ) -> str:
     """Compare an experiment's combinations, or ask something of them.
 
@@ -50,7 +56,7 @@ def compare_experiment(
     Args:
         name_or_spec: a spec file, or the name of an experiment in the store.
         assignments: `PATH=VALUE` each, for a spec file.
-        output_format: `table`, `json`, `csv`, `latex` or `html`.
+        output_format: `table`, `json`, `csv`, `latex`, `html`, or `png`, `svg`, `pdf` for the Pareto figure.
         out: file to write instead of printing; for `html` the default is `reports/<experiment>.html`.
         store_root: artefact store; `None` = the spec's.
         beside: more experiments, to stand in the same comparison.
@@ -59,22 +65,29 @@ def compare_experiment(
         where: conditions that combinations must satisfy, `macs<=1e9, latency_ms<=5`.
         best: metric that they are ranked by; `None` = top-1.
         effects: show main effects and interactions.
-        claims: claims to check, `params<15M, top1>=83.2` each.
+        claims: claims to check, `params<15M, top1>=83.2` each; in a report they stand beside everything else.
+        published: names of imported numbers of others, to stand beside, in no ranking.
 
     Returns:
         What is to be printed.
 
     Raises:
-        UsageError: if there is no such experiment or metric, a question cannot be read, experiments cannot stand in
+        UsageError: if there is no such experiment or metric, nothing of it is finished, a question cannot be read, experiments cannot stand in
             one comparison, or the file cannot be written.
         StoreError: if an artefact is damaged.
     """
     found = [find_plan(name, store_root, assignments) for name in (name_or_spec, *beside)]
+    for one in found:
+        require_results(one)
     plan, experiment, store = found[0]
     if beside:
         plan = side_by_side(found)
     read = [read_claim(text) for text in claims]  # a slip of the pen is told before anything is read
-    comparison = compare(plan, store, cost=cost, quality=quality)
+    others = [load_published(name, store) for name in published]
+    comparison = with_published(compare(plan, store, cost=cost, quality=quality), others, plan)
+    if output_format == "html" and read and not beside:
+        checked = [check(claim, comparison, setting_of(plan)) for claim in read]
+        comparison, claims = comparison.model_copy(update={"claims": tuple(checked)}), ()
     if where is not None or best is not None or effects or claims:
         if output_format not in ("table", "json"):
             raise UsageError(
@@ -87,6 +100,8 @@ def compare_experiment(
         return _print_or_write(_answers(comparison, asked, effects, checked, as_json), out)
     if output_format in TEXTS:
         return _print_or_write(TEXTS[output_format](comparison), out)
+    if output_format in FIGURES:
+        return _write_figure(comparison, experiment, output_format, out)
     if beside:
         if output_format == "html":
             raise UsageError("a report is of one experiment; name one, or choose `--format` table, json, csv or latex.")
@@ -130,6 +145,15 @@ def write_report(
     return path
 
 
+def _write_figure(comparison: Comparison, experiment: Experiment, output_format: str, out: Path | None) -> str:
+    """Write the Pareto figure, by default to `reports/<experiment>.<format>`; says where."""
+    kind = next(known for known in FIGURES if known == output_format)
+    baseline = experiment.measurement.baseline
+    path = (out or Path("reports") / f"{comparison.experiment}.{kind}").absolute()
+    _write(path, figure.draw(comparison, kind, baseline.model if baseline else None))
+    return str(path)
+
+
 def _record(comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactStore, path: Path) -> str:
     """Keep the report in MLflow; says where, or nothing after the warning that it could not be."""
     uri = experiment.tracking.uri
@@ -170,12 +194,12 @@ def _print_or_write(text: str, out: Path | None) -> str:
     return str(out.absolute())
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     """Write beside the target and rename, so that a reader never sees half a file."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         partial.replace(path)
     except OSError as error:
         raise UsageError(

@@ -12,7 +12,7 @@ from orchestrator.errors import UsageError
 from orchestrator.reporting.comparison import Column, Comparison, Curve, Row
 from orchestrator.reporting.published import MEANING, published_front
 from orchestrator.reporting.report_data import baseline_value
-from orchestrator.reporting.table import title
+from orchestrator.reporting.table import number, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,17 +69,14 @@ def draw(comparison: Comparison, output_format: Format, baseline: str | None = N
     with rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 3.3), layout="constrained")
         axes = figure.add_subplot()
+        _scale(axes, comparison, cost)
         _draw_published(axes, comparison, quality, cost)
         _draw_front(axes, comparison.rows, quality, cost)
         _draw_curves(axes, comparison.curves, quality, cost)
         _draw_rows(axes, comparison.rows, quality, cost)
-        reference = baseline_value(comparison, cost)
-        if reference is not None:
-            label = f"cost of the baseline\n{baseline}" if baseline else "cost of the baseline"
-            axes.axvline(reference, color="0.2", linestyle=(0, (8, 3)), linewidth=0.7, label=label, zorder=0)
+        _draw_baseline(axes, comparison, cost, baseline)
         axes.set_xlabel(_label(cost))
         axes.set_ylabel(_label(quality))
-        _scale(axes, comparison, cost)
         axes.grid(linewidth=0.3, color="0.85")
         axes.set_axisbelow(True)
         figure.legend(loc="outside right upper", fontsize=7)
@@ -175,6 +172,30 @@ def _draw_published(axes: Axes, comparison: Comparison, quality: Column, cost: C
         _stairs(axes, steps, cost, color=_GREY, linestyle="-", linewidth=0.6, label="their front" if k == 0 else None)
 
 
+def _draw_baseline(axes: Axes, comparison: Comparison, cost: Column, name: str | None) -> None:
+    """A line where the baseline's cost lies; an arrow, where the line would squeeze everything else."""
+    value = baseline_value(comparison, cost)
+    own = [v for r in comparison.rows if (v := r.cells[cost.key].value) is not None]
+    if value is None or not own:
+        return
+    room = 0.5 * (max(own) - min(own) or max(own))
+    far = axes.get_xscale() == "linear" and not min(own) - room <= value <= max(own) + room
+    if not far:
+        label = f"cost of the baseline\n{name}" if name else "cost of the baseline"
+        axes.axvline(value, color="0.2", linestyle=(0, (8, 3)), linewidth=0.7, label=label, zorder=0)
+        return
+    said = f"baseline at {number(value, cost.unit, cost.metric)}"
+    right = value > max(own)
+    axes.annotate(
+        f"{said} →" if right else f"← {said}",
+        (0.99 if right else 0.01, 0.01),
+        xycoords="axes fraction",
+        horizontalalignment="right" if right else "left",
+        fontsize=7,
+        color="0.2",
+    )
+
+
 def _stairs(axes: Axes, points: list[tuple[float, float]], cost: Column, **style: Any) -> None:
     """A front's points joined by steps, along which nothing is promised that was not measured."""
     where = "pre" if cost.direction == "higher" else "post"
@@ -184,11 +205,9 @@ def _stairs(axes: Axes, points: list[tuple[float, float]], cost: Column, **style
 def _scale(axes: Axes, comparison: Comparison, cost: Column) -> None:
     from matplotlib.ticker import EngFormatter
 
-    values = (
-        [r.cells[cost.key].value for r in comparison.rows]
-        + [baseline_value(comparison, cost)]
-        + [p.values.get(cost.metric) for p in comparison.published]
-    )
+    values = [r.cells[cost.key].value for r in comparison.rows] + [
+        p.values.get(cost.metric) for p in comparison.published
+    ]
     known = [v for v in values if v is not None and v > 0]
     if known and max(known) > _DECADES * min(known):
         axes.set_xscale("log")

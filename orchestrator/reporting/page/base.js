@@ -28,6 +28,12 @@ function mixed(from, to, share) {
   return `rgb(${a.map((v, k) => Math.round(v + share * (b[k] - v))).join(",")})`;
 }
 
+// A number of four digits with k, M or G.
+function short(value) {
+  const [factor, prefix] = [[1e9, " G"], [1e6, " M"], [1e3, " k"]].find(([size]) => Math.abs(value) >= size) ?? [1, ""];
+  return Number((value / factor).toPrecision(4)) + prefix;
+}
+
 // Error bars of some points; `null` where there is none, so that no cap is drawn on the mark.
 function errors(bars, colour) {
   return {

@@ -25,10 +25,10 @@ function drawCosts() {
     marker: { color: colour, line: { width: 1, color: style("--ground") }, pattern: { shape, fillmode: "replace", size: 6, solidity: 0.5, bgcolor: style("--ground") } },
   })).filter((trace) => trace.x.some((v) => v > 0));
   at("costs").style.height = `${Math.max(200, 110 + 22 * bars.length)}px`;
-  const short = (text) => (text.length > 48 ? `${text.slice(0, 46)}…` : text);
+  const cut = (text) => (text.length > 48 ? `${text.slice(0, 46)}…` : text);
   Plotly.react("costs", traces, layout({
     barmode: "stack", bargap: 0.3, xaxis: { title: { text: unit } },
-    yaxis: { type: "category", autorange: "reversed", tickmode: "array", tickvals: bars.map((b) => b.id), ticktext: bars.map((b) => short(b.label)), tickfont: { size: 11 } },
+    yaxis: { type: "category", autorange: "reversed", tickmode: "array", tickvals: bars.map((b) => b.id), ticktext: bars.map((b) => cut(b.label)), tickfont: { size: 11 } },
     legend: { orientation: "h", y: 1.01, yanchor: "bottom", traceorder: "normal" }, margin: { l: 60, r: 20, t: 70, b: 55 },
   }), CONFIG);
 }

@@ -14,17 +14,25 @@ function drawScatter() {
   ];
   const reference = columns[x].baseline;
   Plotly.react("scatter", traces, layout({
-    ...(reference === null ? {} : baselineMark(reference, at("log").checked)),
+    ...(reference === null ? {} : baselineMark(reference, points.map((r) => r.values[x]), at("log").checked)),
     xaxis: { title: { text: columns[x].title }, type: at("log").checked ? "log" : "linear" },
     yaxis: { title: { text: columns[y].title } },
   }), CONFIG);
 }
 
-// Of the baseline only its cost was measured: a line across, not a point.
-function baselineMark(value, logarithmic) {
+// Of the baseline only its cost was measured: a line across, not a point. Where it would squeeze everything else, an arrow.
+function baselineMark(value, own, logarithmic) {
+  const [low, high] = [Math.min(...own), Math.max(...own)];
+  const room = 0.5 * (high - low || high);
+  const text = { showarrow: false, font: { size: 11, color: style("--quiet") } };
+  if (!logarithmic && (value < low - room || value > high + room)) {
+    const right = value > high;
+    const said = `baseline at ${short(value)}`;
+    return { annotations: [{ ...text, xref: "paper", x: right ? 1 : 0, xanchor: right ? "right" : "left", yref: "paper", y: 1, yanchor: "bottom", text: right ? `${said} →` : `← ${said}` }] };
+  }
   return {
     shapes: [{ type: "line", x0: value, x1: value, yref: "paper", y0: 0, y1: 1, layer: "below", line: { dash: "longdash", width: 1, color: style("--quiet") } }],
-    annotations: [{ x: logarithmic ? Math.log10(value) : value, yref: "paper", y: 1, yanchor: "bottom", text: "baseline", showarrow: false, font: { size: 11, color: style("--quiet") } }],
+    annotations: [{ ...text, x: logarithmic ? Math.log10(value) : value, yref: "paper", y: 1, yanchor: "bottom", text: "baseline" }],
   };
 }
 
