@@ -19,8 +19,8 @@ from orchestrator.reporting.find import find_plan, require_results
 from orchestrator.reporting.latex import to_latex
 from orchestrator.reporting.mark import RecordMark
 from orchestrator.reporting.printed import answer_text, claim_text, effects_text
-from orchestrator.reporting.published import load_published
-from orchestrator.reporting.published import beside as with_published
+from orchestrator.reporting.published import load_published, with_published
+from orchestrator.reporting.published_text import published_text
 from orchestrator.reporting.query import Answer, answer
 from orchestrator.reporting.side_by_side import side_by_side
 from specs.experiment import Experiment
@@ -72,8 +72,8 @@ def compare_experiment(
         What is to be printed.
 
     Raises:
-        UsageError: if there is no such experiment or metric, nothing of it is finished, a question cannot be read, experiments cannot stand in
-            one comparison, or the file cannot be written.
+        UsageError: if there is no such experiment or metric, nothing of it is finished, a question cannot be read,
+            experiments cannot stand in one comparison, or the file cannot be written.
         StoreError: if an artefact is damaged.
     """
     found = [find_plan(name, store_root, assignments) for name in (name_or_spec, *beside)]
@@ -178,13 +178,15 @@ def _table(comparison: Comparison, out: Path | None) -> str:
     """Coloured for a terminal, plain for everything else."""
     from rich.console import Console
 
+    others = published_text(comparison)
+    others = f"\n{others}" if others else ""
     if out is not None or not sys.stdout.isatty():
-        return table.text(comparison, table.WIDE)
+        return table.text(comparison, table.WIDE) + others
     width = shutil.get_terminal_size().columns
     console = Console(width=width)
     with console.capture() as capture:
         console.print(table.table(comparison, width))
-    return capture.get()
+    return capture.get() + others
 
 
 def _print_or_write(text: str, out: Path | None) -> str:

@@ -58,6 +58,19 @@ def experiments(store: ArtifactStore) -> list[str]:
     return sorted({name.split("/")[1] for name in store.names("plans")})
 
 
+def require_results(found: Found) -> None:
+    """Refuse an experiment of which nothing is finished: a comparison of nothing would look like a result.
+
+    Raises:
+        UsageError: with the way out.
+    """
+    if not any(found.store.committed(f"stages/{digest}") for digest in found.plan.stages):
+        raise UsageError(
+            f"nothing of `{found.plan.experiment}` is finished in the store {found.store.root}. Run the spec first "
+            "(`slimvit run`), or name another store with `--store`."
+        )
+
+
 def combinations_named(plan: Plan, name: str) -> list[Combination]:
     """The combination of this name with all its seeds.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,28 +46,82 @@ def slimvit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder in which the spec was run, and what that printed."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "spec.yaml").write_text(SPEC)
+    return folder, slimvit(folder, "run", "spec.yaml", "--plain")
+
+
 @pytest.mark.ray
-def test_run_to_the_comparison_and_once_more(tmp_path: Path) -> None:
-    (tmp_path / "spec.yaml").write_text(SPEC)
-    first = slimvit(tmp_path, "run", "spec.yaml", "--plain")
+def test_run_to_the_comparison_and_once_more(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, first = finished
     assert first.returncode == 0, first.stdout + first.stderr
     for words in ("Ray dashboard http://127.0.0.1:", "MLflow", "sqlite:///mlflow.db", "5 stages to run", "(5/5)"):
         assert words in first.stdout
     assert "distill=soft" in first.stdout
-    assert (tmp_path / "reports" / "tiny.html").is_file()
+    assert (folder / "reports" / "tiny.html").is_file()
 
-    store = LocalStore(tmp_path / "slimvit-store")
+    store = LocalStore(folder / "slimvit-store")
     assert len(list(store.names("stages"))) == 5
     assert list(store.names("progress")) == []
     (plan,) = store.names("plans/tiny")
     assert {p.name for p in store.fetch(plan).iterdir()} == {"plan.json", "experiment.json", "COMMIT.json"}
 
-    second = slimvit(tmp_path, "run", "spec.yaml", "--plain")
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "5 done, 0 to run" in second.stdout
-    assert "distill=soft" in second.stdout
-    assert "LOADED []" in second.stdout, "nothing to do: neither Ray, torch nor MLflow is needed"
-    assert list(store.names("plans/tiny")) == [plan]
+    # A finished spec stays finished, also where its stages could not be trained.
+    for arguments in ([], ["--set", "resources.workers=3"]):
+        again = slimvit(folder, "run", "spec.yaml", "--plain", *arguments)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "5 done, 0 to run" in again.stdout
+        assert "distill=soft" in again.stdout
+    assert "LOADED []" in slimvit(folder, "run", "spec.yaml", "--plain").stdout, "neither Ray, torch nor MLflow"
+
+
+@pytest.mark.ray
+def test_measured_again_under_other_conditions(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = finished
+    store = LocalStore(folder / "slimvit-store")
+    before, plans = set(store.names("stages")), set(store.names("plans/tiny"))
+    command = ("measure", "tiny", "--conditions", "precision=bf16,repeat=1", "--combination", "distill=soft", "--plain")
+    done = slimvit(folder, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 stages to run" in done.stdout
+    assert "[A]" in done.stdout
+    assert "[B]" in done.stdout
+    (added,) = set(store.names("stages")) - before
+    measured = json.loads((store.fetch(added) / "stage.json").read_text())
+    assert (measured["kind"], measured["measurement"]["precision"]) == ("measure", "bf16")
+    assert len(set(store.names("plans/tiny")) - plans) == 1
+
+    shown = json.loads(slimvit(folder, "compare", "tiny", "--format", "json").stdout.split("LOADED")[0])
+    columns = {column["key"]: column for column in shown["columns"]}
+    assert columns["latency_ms"]["differences"]["precision"] == {"A": "fp32", "B": "bf16"}
+    assert [row["cells"]["latency_ms"]["group"] for row in shown["rows"]] == ["A", "B"]
+    assert not any(row["cells"]["latency_ms"]["best"] for row in shown["rows"]), "nothing is ranked across groups"
+    assert len(columns["params"]["groups"]) == 1
+
+    # Once more: nothing to measure, and not one run more in the record.
+    runs = recorded(folder)
+    assert sum(run.data.tags["slimvit.kind"] == "experiment" for run in runs) >= 2, "the run's and the measurement's"
+    again = slimvit(folder, *command)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "'ray'" not in again.stdout
+    assert {run.info.run_id for run in recorded(folder)} == {run.info.run_id for run in runs}
+
+    # The other one follows; then both stand in one group again.
+    other = slimvit(folder, "measure", "tiny", "--conditions", "precision=bf16,repeat=1", "--plain")
+    assert other.returncode == 0, other.stdout + other.stderr
+    assert "1 stages to run" in other.stdout
+    assert "[A]" not in other.stdout
+
+
+def recorded(folder: Path) -> list[Any]:
+    """All runs in the folder's record."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=1000))
 
 
 @pytest.mark.ray
