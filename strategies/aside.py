@@ -13,17 +13,19 @@ from torch import Tensor
 from strategies.state import Aside, State
 
 
-def set_aside(state: State, going: Tensor, waiting: Tensor) -> State:
+def set_aside(state: State, going: Tensor, waiting: Tensor, until: int | None = None) -> State:
     """Let some tokens go on and the others wait.
 
     Args:
         state: dense, with nothing aside.
         going: positions of the tokens that go on [R, K] (int64), prefix tokens first.
         waiting: positions of the others [R, M] (int64); with `going`, every position once.
+        until: block before which the loop puts them back; `None` = the caller does, at the latest the loop after the
+            last block.
     """
     assert state.aside is None, "what is aside has to come back first"
     place = torch.cat([going, waiting], dim=1).argsort(dim=1)
-    return replace(state.gather(going), aside=Aside(state.gather(waiting), place))
+    return replace(state.gather(going), aside=Aside(state.gather(waiting), place, state.source, until))
 
 
 def rejoin(state: State, waited: Tensor | None = None) -> State:
@@ -47,4 +49,4 @@ def rejoin(state: State, waited: Tensor | None = None) -> State:
         position=both(state.position, tokens.position),
         aside=None,
     )
-    return whole.gather(state.aside.place)
+    return replace(whole.gather(state.aside.place), source=state.aside.source)

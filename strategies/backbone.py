@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from strategies.aside import rejoin
 from strategies.attention import NOTHING, Look, Rotate, attend
 from strategies.state import Output, State
 
@@ -218,7 +219,7 @@ class VisionTransformerStudent(Student):
             state = self._second_half(i, block, state)
             out.num_tokens.append(_tokens_an_image(state))
             if self.tapping and i in self.taps:
-                out.features[i] = state.full_grid()
+                out.features[i] = (state if state.aside is None else rejoin(state)).full_grid()
             if i in self.depth:
                 logits, leaves = self.depth[i](state)
                 if self.training:
@@ -234,6 +235,8 @@ class VisionTransformerStudent(Student):
                     state = state.select(torch.nonzero(~leaves).squeeze(1))
                     if state.num_images == 0:
                         break
+        if state.aside is not None and state.num_images and self.model_depth not in self.entry:
+            state = rejoin(state)
         if self.model_depth in self.entry and state.num_images:
             state = self.entry[self.model_depth](state)
         out = self._head(out, state)
@@ -249,6 +252,8 @@ class VisionTransformerStudent(Student):
 
     def _first_half(self, i: int, block: Any, state: State, out: Output) -> State:
         """Attention, then the token seam."""
+        if state.aside is not None and state.aside.until == i:
+            state = rejoin(state)
         if i in self.entry:
             state = self.entry[i](state)
         if i in self.first_half:

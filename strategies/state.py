@@ -6,6 +6,7 @@ C classes, T tokens of all images together, H heads, E head width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +21,15 @@ class Aside:
     """M of them, with everything that belongs to them."""
     place: Tensor
     """Where each token of the whole sequence is in [tokens that go on, tokens aside]: [R, N + M] (int64)."""
+    source: Tensor | None = None
+    """`State.source` of the whole sequence."""
+    until: int | None = None
+    """Block before which the loop puts them back; `None` = a seam does, at the latest the loop after the last block."""
+
+    def select(self, rows: Tensor) -> Aside:
+        """Those of some images only."""
+        source = None if self.source is None else self.source.index_select(0, rows)
+        return replace(self, tokens=self.tokens.select(rows), place=self.place.index_select(0, rows), source=source)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class State:
     """Tokens of each image [R] (int64) where they are packed; `None` = dense."""
     aside: Aside | None = None
     """Tokens that sit out; `None` = none."""
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+    """What strategies leave for their own later seams and readouts: strategy → [R, …]."""
 
     @property
     def num_images(self) -> int:
@@ -59,6 +71,10 @@ class State:
     def with_x(self, x: Tensor) -> State:
         """The same state with other token values (same shape)."""
         return replace(self, x=x)
+
+    def noting(self, strategy: str, note: Tensor) -> State:
+        """The same state with this strategy's note [R, …] in the place of its earlier one."""
+        return replace(self, notes={**self.notes, strategy: note})
 
     def starts(self) -> Tensor:
         """Position of each image's first token in the packed row [R]."""
@@ -85,7 +101,7 @@ class State:
         R, N, D = self.x.shape
         first = torch.arange(R, device=index.device).unsqueeze(1) * N
         # Rows of the flattened batch are copied whole, which is faster than an element-wise gather along dimension 1.
-        x = self.x.reshape(R * N, D).index_select(0, (index + first).flatten()).view(R, -1, D)
+        x = self.x.reshape(R * N, D).index_select(0, (index + first).flatten()).view(R, index.shape[1], D)
         return replace(self, x=x, size=at(self.size), keep=at(self.keep), position=at(self.position), source=None)
 
     def select(self, rows: Tensor) -> State:
@@ -97,6 +113,7 @@ class State:
         if len(rows) == self.num_images:
             return self
         image = rows if self.image is None else self.image.index_select(0, rows)
+        notes = {strategy: note.index_select(0, rows) for strategy, note in self.notes.items()}
         if self.lengths is not None:
             chosen = torch.zeros(self.num_images, dtype=torch.bool, device=rows.device)
             chosen[rows] = True
@@ -109,6 +126,7 @@ class State:
                 position=position,
                 lengths=self.lengths.index_select(0, rows),
                 image=image,
+                notes=notes,
             )
 
         def keep(t: Tensor | None) -> Tensor | None:
@@ -122,8 +140,9 @@ class State:
             source=keep(self.source),
             keep=keep(self.keep),
             position=keep(self.position),
-            aside=aside and Aside(aside.tokens.select(rows), aside.place.index_select(0, rows)),
+            aside=aside and aside.select(rows),
             image=image,
+            notes=notes,
         )
 
     def attention_bias(self) -> Tensor | None:
@@ -157,6 +176,7 @@ class State:
     def full_grid(self) -> Tensor:
         """Tokens at their original places [R, P + n, D]; merged tokens stand at every place they came from."""
         assert self.lengths is None, "strategies that pack tokens hide the taps"
+        assert self.aside is None, "what is aside has to come back first"
         if self.source is None:
             return self.x
         return torch.gather(self.x, 1, self.source.unsqueeze(-1).expand(-1, -1, self.x.shape[-1]))

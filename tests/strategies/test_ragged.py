@@ -93,3 +93,31 @@ def test_tokens_aside_come_back_to_their_places() -> None:
     torch.testing.assert_close(rejoin(one).x, x[1:])
     assert torch.equal(back.size, size)
     assert torch.equal(back.position, position)
+
+
+def test_what_belongs_to_the_whole_sequence_comes_back_with_it() -> None:
+    x, source = torch.randn(3, 5, 3), torch.tensor([0, 1, 1, 2, 3, 4]).expand(3, -1)
+    going, waiting = torch.tensor([[0, 2]] * 3), torch.tensor([[1, 3, 4]] * 3)
+    state = State(x, 1, source=source).noting("some", torch.arange(3))
+    away = set_aside(state, going, waiting)
+    assert away.source is None
+    torch.testing.assert_close(rejoin(away).full_grid(), state.full_grid())
+    one = away.select(torch.tensor([2]))
+    assert one.notes["some"].tolist() == [2]
+    torch.testing.assert_close(rejoin(one).full_grid(), state.full_grid()[2:])
+
+
+@pytest.mark.parametrize("until", [2, None])
+def test_the_loop_puts_waiting_tokens_back(until: int | None) -> None:
+    """As often as it runs on what goes on; features show every token in its place."""
+    network = student(toy()).train()
+    network.taps = frozenset(range(4))
+    going = torch.cat([torch.zeros(3, 1).long(), torch.arange(2, 65, 2).expand(3, -1)], dim=1)
+    waiting = torch.arange(1, 65, 2).expand(3, -1)
+    network.entry[1] = lambda state: set_aside(state, going, waiting, until)
+    out = network(images(3))
+    assert out.num_tokens == [65, 33, 65, 65] if until else [65, 33, 33, 33]
+    before = out.features[0]
+    for block in range(1, 2 if until else 4):
+        assert torch.equal(out.features[block][:, 1::2], before[:, 1::2])
+        assert not torch.isclose(out.features[block][:, 0::2], before[:, 0::2]).all(-1).any()
