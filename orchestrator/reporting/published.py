@@ -109,7 +109,7 @@ def load_published(name: str, store: LocalStore) -> Published:
         ) from error
 
 
-def beside(comparison: Comparison, tables: Iterable[Published], plan: Plan) -> Comparison:
+def with_published(comparison: Comparison, tables: Iterable[Published], plan: Plan) -> Comparison:
     """The comparison with others' points, and the note that says what they are not."""
     tables = list(tables)
     if not tables:
