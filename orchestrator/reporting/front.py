@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.errors import UsageError
 from orchestrator.reporting.comparison import Cell, Column, Comparison, Hypervolume, Row
@@ -51,13 +52,13 @@ def with_axes(comparison: Comparison, cost: str, quality: str = "top1") -> Compa
     """
     axes = [_axis(comparison, name) for name in (quality, cost)]
     upright, along = axes
-    optimal: set[str] = set()
+    optimal: frozenset[str] = frozenset()
     probability: dict[str, float] = {}
     volumes: list[Hypervolume] = []
     if upright and along:
+        optimal = front(comparison, upright.key, along.key)
         for letters, rows in _alike(comparison, upright, along).items():
             group = _Group(upright, along, rows)
-            optimal |= group.front()
             probability |= group.probabilities()
             if len(rows) > 1:
                 volumes.append(group.volume("/".join(letters)))
@@ -75,11 +76,40 @@ def with_axes(comparison: Comparison, cost: str, quality: str = "top1") -> Compa
     )
 
 
+class Fronts:
+    """The fronts of a comparison in any two columns, for a report that offers all of them."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._names = np.array([r.name for r in comparison.rows], dtype=object)
+        self._columns: dict[str, tuple[Floats, NDArray[np.int64]]] = {}
+        for column in comparison.columns:
+            sign = -1.0 if column.direction == "lower" else 1.0
+            letters = {letter: i for i, letter in enumerate(column.groups)}
+            values, groups = np.full(len(comparison.rows), np.nan), np.full(len(comparison.rows), -1)
+            for i, r in enumerate(comparison.rows):
+                cell = r.cells[column.key]
+                if cell.value is not None and usable(cell):
+                    values[i], groups[i] = sign * cell.value, letters.get(cell.group or "", -1)
+            self._columns[column.key] = (values, groups)
+
+    def __call__(self, quality: str, cost: str) -> frozenset[str]:
+        """Names of the combinations that are Pareto-optimal in two columns, each among those measured alike.
+
+        Raises:
+            KeyError: if there is no such column.
+        """
+        (q, q_groups), (c, c_groups) = self._columns[quality], self._columns[cost]
+        both = ~(np.isnan(q) | np.isnan(c))
+        optimal: set[str] = set()
+        for groups in np.unique(np.stack([q_groups[both], c_groups[both]], axis=1), axis=0):
+            alike = np.flatnonzero(both & (q_groups == groups[0]) & (c_groups == groups[1]))
+            optimal.update(self._names[alike[on_front(q[alike], -c[alike])]])
+        return frozenset(optimal)
+
+
 def front(comparison: Comparison, quality: str, cost: str) -> frozenset[str]:
     """Names of the combinations that are Pareto-optimal in two columns, each among those measured alike."""
-    upright, along = comparison.column(quality), comparison.column(cost)
-    groups = _alike(comparison, upright, along).values()
-    return frozenset().union(*(_Group(upright, along, rows).front() for rows in groups))
+    return Fronts(comparison)(quality, cost)
 
 
 def _axis(comparison: Comparison, name: str) -> Column | None:
@@ -126,10 +156,6 @@ class _Group:
             q, c = (draws(column, cells, rng) for column, cells in zip(self.columns, self.cells, strict=True))
             self._drawn = self.signs[0] * q, self.signs[1] * c
         return self._drawn
-
-    def front(self) -> set[str]:
-        flags = on_front(*self.means())
-        return {name for name, optimal in zip(self.names, flags, strict=True) if optimal}
 
     @property
     def has_seeds(self) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Plan, TrainStage
 from orchestrator.reporting.comparison import Cell, Column, Comparison, CurvePoint, PublishedPoint, Row, StageCost
-from orchestrator.reporting.front import front
+from orchestrator.reporting.front import Fronts
 from orchestrator.reporting.published import MEANING, published_front
 from orchestrator.reporting.stored import read_history, read_outcomes, stage_folder
 from orchestrator.reporting.table import number, spread, title
@@ -39,6 +39,7 @@ def data(comparison: Comparison, plan: Plan, store: ArtifactStore) -> dict[str, 
         StoreError: if the history or the evaluation of a stage is damaged.
     """
     goals = [c.key for c in comparison.columns if c.direction != "none"]
+    front = Fronts(comparison)
     return {
         "columns": [
             {
@@ -53,7 +54,7 @@ def data(comparison: Comparison, plan: Plan, store: ArtifactStore) -> dict[str, 
         "axes": list(dict.fromkeys(axis for r in comparison.rows for axis in r.labels)),
         "quality": comparison.quality,
         "cost": comparison.cost,
-        "fronts": {f"{y}|{x}": sorted(front(comparison, y, x)) for y, x in itertools.combinations(goals, 2)},
+        "fronts": {f"{y}|{x}": sorted(front(y, x)) for y, x in itertools.combinations(goals, 2)},
         "rows": [_row(r, comparison) for r in comparison.rows],
         "operating": [_operating(comparison, c.combination, c.knob, c.points) for c in comparison.curves],
         "effects": [_effect(comparison, i) for i in range(len(comparison.effects))],

@@ -14,8 +14,8 @@ from orchestrator.errors import StoreError, UsageError
 from orchestrator.planning.plan import TrainStage
 from orchestrator.reporting import conditions
 from orchestrator.reporting.compare import compare
-from orchestrator.reporting.front import front, with_axes
 from orchestrator.reporting.comparison import Cell, Comparison, Row
+from orchestrator.reporting.front import front, with_axes
 from specs.metrics import row
 
 SLOW_MACHINE = {"device": "cpu", "precision": "fp32", "threads": 2, "versions": {"torch": "2.11.0"}}

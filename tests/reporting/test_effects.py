@@ -1,0 +1,115 @@
+"""Effects against least squares on a balanced design, and by hand where the design has holes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.reporting.compare import compare
+from orchestrator.reporting.comparison import Comparison, Effect
+from orchestrator.reporting.printed import effects_text
+from specs.metrics import row
+
+
+def effect(comparison: Comparison, column: str, **labels: str) -> Effect:
+    (found,) = [e for e in comparison.effects if e.column == column and e.labels == labels]
+    return found
+
+
+@pytest.fixture
+def noisy(lab_of: Callable[..., Any]) -> Any:
+    """2 seeds × 3 × 2 with an interaction: merging costs less on top of distillation."""
+    lab = lab_of(seeds=(0, 1)).finish(measured=lambda c: False)
+    rng = np.random.default_rng(3)
+    for c in lab.plan.combinations:
+        r = {"none": 0, "r2": 2, "r4": 4}[c.labels["merging"]]
+        soft = c.labels["distill"] == "soft"
+        top1 = 90 - 0.4 * r + 1.5 * soft + 0.2 * r * soft + rng.normal(0, 0.2)
+        lab.measure(c, [row("top1", top1), row("latency_ms", math.exp(1 - 0.1 * r + rng.normal(0, 0.05)))])
+    return lab
+
+
+@pytest.mark.parametrize("column", ["top1", "latency_ms"])
+def test_a_balanced_design_gives_the_coefficients_of_least_squares(noisy: Any, column: str) -> None:
+    comparison = compare(noisy.plan, noisy.store)
+    runs = [
+        (r.labels["merging"], r.labels["distill"], seed, value)
+        for r in comparison.rows
+        for seed, value in r.cells[column].by_seed.items()
+    ]
+    y = np.array([value for *_, value in runs])
+    y = y if column == "top1" else np.log(y)
+    dummies = {label: np.array([float(m == label) for m, *_ in runs]) for label in ("r2", "r4")}
+    soft = np.array([float(d == "soft") for _, d, *_ in runs])
+    seeds = [np.array([float(s == seed) for _, _, s, _ in runs]) for seed in (0, 1)]
+
+    def scaled(coefficient: float) -> float:
+        return coefficient if column == "top1" else 100 * math.expm1(coefficient)
+
+    additive = np.linalg.lstsq(np.stack([*dummies.values(), soft, *seeds], axis=1), y, rcond=None)[0]
+    assert effect(comparison, column, merging="r2").value == pytest.approx(scaled(additive[0]))
+    assert effect(comparison, column, merging="r4").value == pytest.approx(scaled(additive[1]))
+    assert effect(comparison, column, distill="soft").value == pytest.approx(scaled(additive[2]))
+
+    products = [dummy * soft for dummy in dummies.values()]
+    full = np.linalg.lstsq(np.stack([*dummies.values(), soft, *products, *seeds], axis=1), y, rcond=None)[0]
+    for i, label in enumerate(dummies):
+        found = effect(comparison, column, merging=label, distill="soft")
+        assert found.value == pytest.approx(scaled(full[3 + i]))
+        assert found.alone["merging"] == pytest.approx(scaled(full[i]))
+        assert found.alone["distill"] == pytest.approx(scaled(full[2]))
+        assert found.on_top("merging") == pytest.approx(scaled(full[i] + full[3 + i]))
+
+
+def test_pairs_and_standard_error_by_hand(noisy: Any) -> None:
+    comparison = compare(noisy.plan, noisy.store)
+    cells = {(r.labels["merging"], r.labels["distill"]): r.cells["top1"].by_seed for r in comparison.rows}
+    pairs = [cells["r2", d][s] - cells["none", d][s] for d in ("none", "soft") for s in (0, 1)]
+    found = effect(comparison, "top1", merging="r2")
+    assert (found.num_pairs, found.relative, found.unit) == (4, False, "points")
+    assert found.std_error == pytest.approx(np.std(pairs, ddof=1) / 2)
+    assert effect(comparison, "latency_ms", merging="r2").unit == "%"
+
+
+def test_holes_give_fewer_pairs_and_no_bias(noisy: Any) -> None:
+    """Without r2 under distillation, r2 is set against plain `none` alone."""
+    for c in noisy.plan.combinations:
+        if c.labels == {"merging": "r2", "distill": "soft"}:
+            noisy.store.delete(f"stages/{c.measured_by}")
+    comparison = compare(noisy.plan, noisy.store)
+    cells = {(r.labels["merging"], r.labels["distill"]): r.cells["top1"].by_seed for r in comparison.rows}
+    found = effect(comparison, "top1", merging="r2")
+    assert found.num_pairs == 2
+    assert found.value == pytest.approx(np.mean([cells["r2", "none"][s] - cells["none", "none"][s] for s in (0, 1)]))
+    assert not [e for e in comparison.effects if e.labels == {"merging": "r2", "distill": "soft"}]
+
+
+def test_other_conditions_are_never_paired(lab_of: Callable[..., Any]) -> None:
+    lab = lab_of(seeds=(0,), distill=("none",)).finish(measured=lambda c: False)
+    for c in lab.plan.combinations:
+        lab.measure(c, lab.rows(c, {"device": "cpu", "threads": 2 if c.labels["merging"] == "r4" else 1}))
+    comparison = compare(lab.plan, lab.store)
+    assert [e.labels for e in comparison.effects if e.column == "latency_ms"] == [{"merging": "r2"}]
+    assert [e.labels for e in comparison.effects if e.column == "top1"] == [{"merging": "r2"}, {"merging": "r4"}]
+    assert effect(comparison, "latency_ms", merging="r2").std_error is None
+
+
+def test_what_merging_does_on_top_of_distillation_is_said(noisy: Any) -> None:
+    comparison = compare(noisy.plan, noisy.store)
+    text = effects_text(comparison)
+    found = effect(comparison, "top1", merging="r4", distill="soft")
+    for start, value in (
+        ("merging=r4 without distill=soft", found.alone["merging"]),
+        ("merging=r4 on top of distill=soft", found.on_top("merging")),
+        ("merging=r4 × distill=soft (interaction)", found.value),
+    ):
+        (line,) = [line for line in text.splitlines() if line.startswith(start)]
+        assert f"{value:+.2f}" in line
+
+
+def test_nothing_to_compare_is_said(lab: Any) -> None:
+    assert "There is no effect to show" in effects_text(compare(lab.plan, lab.store))
