@@ -31,6 +31,9 @@ RULE = "convolutions and matrix products, attention unfused"
 
 MIB = 2**20
 
+PASS_FAILED = (RuntimeError, ValueError, TypeError, AssertionError)
+"""What the code of a network raises when a pass cannot be run."""
+
 
 @dataclass(frozen=True)
 class Count:
@@ -76,7 +79,7 @@ def static_count(network: nn.Module, input_shape: tuple[int, int, int]) -> Count
     The network runs on tensors that have shapes but no values. Whatever needs a value to go on (an exit taken on
     confidence, a number of kept tokens that varies) cannot, and that is the criterion: a network whose pass is fixed by
     the shape of its input has one cost, every other network has a distribution of costs. A network that cannot run
-    without values for another reason is counted on images, too, which takes longer and gives the same.
+    without values for another reason is counted on images, too, which takes longer and gives the same, or the reason.
 
     Args:
         input_shape: [channels, side, side].
@@ -85,7 +88,7 @@ def static_count(network: nn.Module, input_shape: tuple[int, int, int]) -> Count
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             return _counted(network, torch.empty(1, *input_shape, device=None if tensor is None else tensor.device))
-    except RuntimeError:
+    except PASS_FAILED:
         return None
 
 

@@ -14,6 +14,7 @@ from cluster.local import LocalStore
 from orchestrator.errors import ResourceError, StoreError, UsageError
 from orchestrator.measurement import command, timing
 from orchestrator.measurement.conditions import Settings, in_force
+from orchestrator.measurement.counted import COUNTED, PASSES
 from orchestrator.measurement.images import random_images, validation_images
 from orchestrator.measurement.measure import MEASURABLE, Measurement
 from orchestrator.measurement.network import Recipe, strategy_of
@@ -44,7 +45,7 @@ BASELINE = ModelSpec(model="vit_tiny_patch16_224", args={"embed_dim": 96, "depth
 COUNTS = ("params", "macs", "checkpoint_mib", "params_ratio", "macs_ratio", "checkpoint_ratio")
 
 
-def train_stage(*options: dict) -> TrainStage:
+def train_stage(*options: dict, epochs: int = 0) -> TrainStage:
     return TrainStage(
         digest="a" * 64,
         label="student",
@@ -53,7 +54,7 @@ def train_stage(*options: dict) -> TrainStage:
         student=NetworkSource(model=MODEL),
         teacher=None,
         strategies=tuple(strategy_of(o).config for o in options),
-        training=TrainingSpec(epochs=0, batch_size=20),
+        training=TrainingSpec(epochs=epochs, batch_size=20),
         data=DATA,
         num_classes=10,
         seed=0,
@@ -77,10 +78,10 @@ def measure_stage(**spec: object) -> MeasureStage:
 
 
 def run(
-    tmp_path: Path, measure: MeasureStage, *options: dict
+    tmp_path: Path, measure: MeasureStage, *options: dict, epochs: int = 0
 ) -> tuple[LocalStore, dict[tuple[str, object], MetricRow]]:
     store = LocalStore(tmp_path / "store")
-    run_train_stage(train_stage(*options), WorkerContext(), StageIO(store, tmp_path / "train"))
+    run_train_stage(train_stage(*options, epochs=epochs), WorkerContext(), StageIO(store, tmp_path / "train"))
     run_measure_stage(measure, WorkerContext(), StageIO(store, tmp_path / "measure"))
     content = (store.fetch("stages/" + "b" * 64) / "rows.json").read_bytes()
     rows = TypeAdapter(list[MetricRow]).validate_json(content)
@@ -88,20 +89,18 @@ def run(
 
 
 def test_a_stage_commits_every_metric(tmp_path: Path) -> None:
-    store, rows = run(tmp_path, measure_stage(), {"name": "token_merging", "r": 2})
+    store, rows = run(tmp_path, measure_stage(), {"name": "token_merging", "r": 2}, epochs=1)
     taken = {name for name, _ in rows}
     assert taken >= {*MEASURABLE, "top1", "top5", "train_images_per_s"}
     assert {("throughput", 1), ("throughput", 8), ("throughput_ratio", 8), ("peak_memory_mib", 8)} <= set(rows)
     for (name, _), row in rows.items():
-        if name == "train_images_per_s":
-            assert row.value is None
-            assert "0 epochs" in str(row.reason)
-        elif name.startswith("peak_memory") and row.value is None:
+        if row.value is None:
+            assert name.startswith(("energy", "peak_memory", "train_memory")), "what not every machine tells"
             assert row.reason
         else:
             assert row.value is not None, name
             assert math.isfinite(row.value), name
-            assert row.value > 0 or name.startswith("top")
+            assert row.value > 0 or row.unit == "%"
             assert row.reason is None
         assert row.conditions["input_size" if not name.startswith("train") else "device"]
         assert ("baseline" in row.conditions) == (name.endswith("_ratio") and row.value is not None)
@@ -113,6 +112,8 @@ def test_a_stage_commits_every_metric(tmp_path: Path) -> None:
         rows["top1", None].value
         == json.loads((store.fetch("stages/" + "a" * 64) / "result.json").read_text())["metrics"]["val_top1"]
     )
+    training = rows["train_memory_mib", 20]
+    assert training.value is None or training.value == pytest.approx(sum(training.summary.values()))
     timed = rows["latency_ms", 1].conditions
     assert {"device", "precision", "compile", "threads", "attention", "malloc", "torch", "timm"} <= set(timed)
     assert rows["latency_ratio", 1].conditions["baseline"]["args"]["patch_size"] == 7  # type: ignore[index,call-overload]
@@ -131,11 +132,20 @@ def test_exits_are_measured_on_the_images(tmp_path: Path) -> None:
     expected = dearest if left == 0 else left * cheapest + (1 - left) * dearest
     assert macs.value == pytest.approx(expected)
 
+    for name in ("activations", "active_params", "arithmetic_intensity"):
+        assert rows[name, None].summary["count"] == 12
+    assert rows["active_params", None].value <= rows["params", None].value
+    for name in ("train_images_per_s", "train_memory_mib"):
+        (row,) = (r for (n, _), r in rows.items() if n == name)
+        assert (row.value, row.reason) == (None, "the stage trains for 0 epochs")
+
     # A second run takes nothing again.
     before = (store.fetch("stages/" + "b" * 64) / "rows.json").read_bytes()
     run_measure_stage(measure_stage(), WorkerContext(), StageIO(store, tmp_path / "again"))
     assert (store.fetch("stages/" + "b" * 64) / "rows.json").read_bytes() == before
-    assert all("null" in r["reason"] for r in json.loads(before) if r["name"].endswith("_ratio"))
+    ratios = [r for r in json.loads(before) if r["name"].endswith("_ratio")]
+    assert all(r["value"] is None for r in ratios)
+    assert all("null" in r["reason"] for r in ratios if r["name"] != "energy_ratio")
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -168,6 +178,24 @@ def test_a_batch_that_does_not_fit_is_a_result(monkeypatch: pytest.MonkeyPatch) 
     assert ("peak_memory_mib", 2) in found
 
 
+def test_what_cannot_be_counted_is_said() -> None:
+    """The images are larger than the network takes; sizes are counted all the same."""
+    rows = Measurement(
+        student=Recipe(model=MODEL),
+        baseline=Recipe(model=MODEL),
+        no_baseline="",
+        images=random_images(2, (1, 32, 32)),
+        images_are="random images",
+        settings=Settings(torch.device("cpu"), precision="bf16", batch_sizes=(1,)),
+        wanted=frozenset(COUNTED),
+    ).run()
+    found = {r.name: r for r in rows}
+    for name in PASSES:
+        assert found[name].value is None
+        assert "a pass cannot be counted" in found[name].reason
+    assert found["params"].value == found["weights_mib"].value * 2**20 / 2
+
+
 def test_the_same_network_is_its_own_equal() -> None:
     """Every ratio that is counted is 1; those of the clock are near it, with a wide margin for a busy machine."""
     rows = Measurement(
@@ -177,7 +205,7 @@ def test_the_same_network_is_its_own_equal() -> None:
         images=random_images(8, (1, 28, 28)),
         images_are="random images",
         settings=Settings(torch.device("cpu"), batch_sizes=(8,), seconds=0.3),
-        wanted=frozenset(n for n in MEASURABLE if n.endswith("_ratio")) - {"peak_memory_ratio"},
+        wanted=frozenset(n for n in MEASURABLE if n.endswith("_ratio")) - {"peak_memory_ratio", "energy_ratio"},
     ).run()
     for row in rows:
         if row.name in COUNTS:
