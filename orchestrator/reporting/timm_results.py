@@ -150,7 +150,7 @@ def _kind(path: Path, header: list[str]) -> Kind:
         near = {column: nearest(column, header) for column in missing}
         hints = [f"`{column}`" + (f" (there is `{near[column]}`)" if near[column] else "") for column in missing]
         raise UsageError(f"`{path}`, row 1: the column {', '.join(hints)} is missing")
-    twice = sorted({column for column in header if header.count(column) > 1 and column in {*_NEEDED[kind]}})
+    twice = sorted({column for column in header if header.count(column) > 1 and column in _NEEDED[kind]})
     if twice:
         raise UsageError(f"`{path}`, row 1: the column `{twice[0]}` occurs twice")
     return kind
