@@ -103,7 +103,7 @@ def compare_experiment(
     comparison = with_published(compare(plan, store, cost=cost, quality=quality), others, plan)
     if output_format == "html" and read and not beside:
         checked = [check(claim, comparison, setting_of(plan)) for claim in read]
-        comparison, claims = comparison.model_copy(update={"claims": tuple(checked)}), ()
+        comparison, claims = comparison.model_copy(update={"claims": (*comparison.claims, *checked)}), ()
     if where is not None or best is not None or effects or claims:
         if output_format not in ("table", "json"):
             raise UsageError(
