@@ -1,6 +1,7 @@
 """Bipartite soft matching: which tokens are merged, and the merge itself. Pure tensor functions.
 
-Source: Bolya et al. 2023, "Token Merging: Your ViT But Faster" (arXiv:2210.09461), section 3 and appendix D.
+Source: Bolya et al. 2023, "Token Merging: Your ViT But Faster" (arXiv:2210.09461), section 3 and appendix D. How the
+matched tokens become one differs between strategies; the matching does not.
 
 Shapes: B batch, N tokens, P protected (prefix) tokens in front, r tokens removed, E width of the metric, D width.
 """
@@ -88,6 +89,39 @@ def merge(x: Tensor, size: Tensor | None, matching: Matching) -> tuple[Tensor, T
     taken = tokens.index_select(0, (merged + batch * N).flatten()) * share
     y = y.index_add_(0, (into + batch * kept.shape[1]).flatten(), taken)
     return y.view(B, -1, D), total.unsqueeze(-1)
+
+
+def total_size(size: Tensor | None, matching: Matching) -> Tensor:
+    """Patches that each token stands for after merging [B, N − r, 1].
+
+    Args:
+        size: before merging [B, N, 1]; `None` = one each.
+        matching: from `match`.
+    """
+    kept, merged, into = matching
+    if size is None:
+        one = torch.ones(1, 1, device=kept.device)
+        return one.expand_as(kept).scatter_add(1, into, one.expand_as(merged)).unsqueeze(-1)
+    size = size.squeeze(-1)
+    return size.gather(1, kept).scatter_add(1, into, size.gather(1, merged)).unsqueeze(-1)
+
+
+def lengthen(y: Tensor, x: Tensor, matching: Matching) -> Tensor:
+    """Make every merged token as long as the longest that went into it: MLERP.
+
+        y_g ← y_g / ‖y_g‖ · max over the group's members i of ‖x_i‖
+
+    Source: Kim et al. 2023, "Token Fusion" (arXiv:2312.01026), section 3.3. Tokens that took nothing in stay exact.
+
+    Args:
+        y: after merging [B, N − r, D].
+        x: before [B, N, D].
+        matching: from `match`.
+    """
+    kept, merged, into = matching
+    length = x.norm(dim=-1)
+    longest = length.gather(1, kept).scatter_reduce(1, into, length.gather(1, merged), "amax")
+    return y * (longest / y.norm(dim=-1).clamp_min(1e-12)).unsqueeze(-1)
 
 
 def follow(source: Tensor | None, matching: Matching) -> Tensor:

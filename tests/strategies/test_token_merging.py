@@ -15,7 +15,7 @@ from strategies.attention import attend
 from strategies.catalog import facts_of
 from strategies.compose import build_model, compose
 from strategies.dynamic.bipartite_matching import follow, match, merge, num_merged
-from strategies.dynamic.token_merging import ramp
+from strategies.dynamic.merging import ramp
 from strategies.facts import Facts
 from strategies.state import State
 from tests.strategies.toys import facts_for, images, strategy, student, toy
