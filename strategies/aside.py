@@ -47,6 +47,7 @@ def rejoin(state: State, waited: Tensor | None = None) -> State:
         size=both(state.size, tokens.size),
         keep=both(state.keep, tokens.keep),
         position=both(state.position, tokens.position),
+        attended=both(state.attended, tokens.attended),
         aside=None,
     )
     return replace(whole.gather(state.aside.place), source=state.aside.source)

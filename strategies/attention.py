@@ -65,10 +65,7 @@ def attend(
     bias, keep, lengths = state.attention_bias(), state.keep, state.lengths
     if bias is None and keep is None and lengths is None and rotate is None and not want:
         return attn(x), NOTHING  # timm's own code path: bit for bit the plain network
-    R, N, _ = x.shape
-    gate = attn.gate(x).sigmoid() if getattr(attn, "gate", None) is not None else None
-    q, k, v = attn.qkv(x).reshape(R, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-    q, k = attn.q_norm(q), attn.k_norm(k)
+    q, k, v = project(attn, x)
     if rotate is not None:
         q, k = rotate(q, k, state)
     dropout = attn.attn_drop.p if attn.training else 0.0
@@ -80,11 +77,31 @@ def attend(
     else:
         weights = _weights((q * attn.scale) @ k.transpose(-2, -1), bias, keep)
         y = attn.attn_drop(weights) @ v
-    y = attn.norm(y.transpose(1, 2).reshape(R, N, attn.attn_dim))
-    if gate is not None:
-        y = y * gate
     look = NOTHING if not want else _look(q, k, v, attn.scale, bias, keep, want)
-    return attn.proj_drop(attn.proj(y)), look
+    return put_out(attn, y, x), look
+
+
+def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [R, H, N, E] of normed tokens x [R, N, D], after timm's q/k norms."""
+    R, N, _ = x.shape
+    q, k, v = attn.qkv(x).reshape(R, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    return attn.q_norm(q), attn.k_norm(k), v
+
+
+def put_out(attn: Any, y: Tensor, x: Tensor) -> Tensor:
+    """The last steps of a timm `Attention`: inner norm, gate, projection, dropout.
+
+    Args:
+        y: the heads' outputs [R, H, N, E].
+        x: the normed tokens that attention started from [R, N, D], for the gate.
+
+    Returns:
+        [R, N, D].
+    """
+    y = attn.norm(y.transpose(1, 2).flatten(2))
+    if getattr(attn, "gate", None) is not None:
+        y = y * attn.gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(y))
 
 
 def masked_softmax(logits: Tensor, keep: Tensor) -> Tensor:

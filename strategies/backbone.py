@@ -165,10 +165,12 @@ class VisionTransformerStudent(Student):
     Attributes:
         whole: runs the whole pass instead.
         embedding: after patches and positions.
+        positions: block → what tells the tokens before it where they are; acts before `entry`.
         entry: block → before it; the depth of the network → after the last block.
         attention, first_half, tokens, second_half, depth: block → its seams, in the order in which they act.
             `first_half` takes the place of `attention` and `tokens`.
         rotate: block → what turns its queries and keys by position.
+        carry: blocks that hand what their attention put out to the next block, in `State.attended`.
         looks: block → fields of `Look` that its token seam or the losses read.
         split_heads: in training, report class and distillation logits apart (DeiT) instead of their mean.
     """
@@ -177,6 +179,7 @@ class VisionTransformerStudent(Student):
         super().__init__(model)
         self.whole: WholeSeam | None = None
         self.embedding: list[StateSeam] = []
+        self.positions: dict[int, StateSeam] = {}
         self.entry: dict[int, StateSeam] = {}
         self.attention: dict[int, AttentionSeam] = {}
         self.first_half: dict[int, HalfSeam] = {}
@@ -184,6 +187,7 @@ class VisionTransformerStudent(Student):
         self.second_half: dict[int, HalfSeam] = {}
         self.depth: dict[int, DepthSeam] = {}
         self.rotate: dict[int, Rotate] = {}
+        self.carry: set[int] = set()
         self.looks: dict[int, frozenset[str]] = {}
         self.heads: list[Callable[[Output, State], Output]] = []
         self.split_heads = False
@@ -254,6 +258,8 @@ class VisionTransformerStudent(Student):
         """Attention, then the token seam."""
         if state.aside is not None and state.aside.until == i:
             state = rejoin(state)
+        if i in self.positions:
+            state = self.positions[i](state)
         if i in self.entry:
             state = self.entry[i](state)
         if i in self.first_half:
@@ -269,7 +275,8 @@ class VisionTransformerStudent(Student):
             attended, look = attend(block.attn, normed, state, rotate=self.rotate.get(i), want=want)
             if look.projections is not None:
                 out.projections[i] = look.projections
-        state = state.with_x(state.x + block.drop_path1(block.ls1(attended)))
+        x = state.x + block.drop_path1(block.ls1(attended))
+        state = replace(state, x=x, attended=attended if i in self.carry else None)
         return self.tokens[i](state, look, self.tapping) if i in self.tokens else state
 
     def _second_half(self, i: int, block: Any, state: State) -> State:

@@ -26,6 +26,7 @@ WORDS = {
     api.INPUT: "the images' size and number of passes",
     api.EMBEDDING: "the tokens' embedding",
     api.ATTENTION: "the attention",
+    api.POSITIONS: "what tells tokens their positions",
     api.ROTATION: "the rotation of queries and keys",
     api.TOKENS: "which tokens exist",
     api.MLP: "the MLP",

@@ -57,8 +57,9 @@ def student_of(model: nn.Module) -> Student:
 
 
 def ordered(strategies: Sequence[Strategy[Any]]) -> list[Strategy[Any]]:
-    """Strategies in the order in which they act; within a kind, in the spec's order."""
-    return sorted(strategies, key=lambda s: ORDER.index(s.kind))
+    """Strategies in the order in which they act; within a kind, first those that change shapes for good (others size
+    their modules by what is left), then in the spec's order."""
+    return sorted(strategies, key=lambda s: (ORDER.index(s.kind), not s.once))
 
 
 def compose(

@@ -38,7 +38,8 @@ def pack(state: State, alive: Tensor) -> State:
 
     x = at(state.x)
     assert x is not None
-    return replace(state, x=x, size=at(state.size), position=at(state.position), source=None, lengths=lengths)
+    size, position, attended = map(at, (state.size, state.position, state.attended))
+    return replace(state, x=x, size=size, position=position, attended=attended, source=None, lengths=lengths)
 
 
 def pad(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,9 @@ class State:
     """Tokens of each image [R] (int64) where they are packed; `None` = dense."""
     aside: Aside | None = None
     """Tokens that sit out; `None` = none."""
+    attended: Tensor | None = None
+    """What the last block's attention put out, before LayerScale and residual [R, N, D]; only where the next block
+    reads it (`carry`)."""
     notes: Mapping[str, Tensor] = field(default_factory=dict)
     """What strategies leave for their own later seams and readouts: strategy → [R, …]."""
 
@@ -102,7 +105,8 @@ class State:
         first = torch.arange(R, device=index.device).unsqueeze(1) * N
         # Rows of the flattened batch are copied whole, which is faster than an element-wise gather along dimension 1.
         x = self.x.reshape(R * N, D).index_select(0, (index + first).flatten()).view(R, index.shape[1], D)
-        return replace(self, x=x, size=at(self.size), keep=at(self.keep), position=at(self.position), source=None)
+        size, keep, position, attended = map(at, (self.size, self.keep, self.position, self.attended))
+        return replace(self, x=x, size=size, keep=keep, position=position, attended=attended, source=None)
 
     def select(self, rows: Tensor) -> State:
         """Keep some images: the batch is compacted, so the others cost nothing from here on.
@@ -118,12 +122,15 @@ class State:
             chosen = torch.zeros(self.num_images, dtype=torch.bool, device=rows.device)
             chosen[rows] = True
             tokens = torch.nonzero(chosen.repeat_interleave(self.lengths)).squeeze(1)
-            size, position = (None if t is None else t.index_select(1, tokens) for t in (self.size, self.position))
+            size, position, attended = (
+                None if t is None else t.index_select(1, tokens) for t in (self.size, self.position, self.attended)
+            )
             return replace(
                 self,
                 x=self.x.index_select(1, tokens),
                 size=size,
                 position=position,
+                attended=attended,
                 lengths=self.lengths.index_select(0, rows),
                 image=image,
                 notes=notes,
@@ -140,6 +147,7 @@ class State:
             source=keep(self.source),
             keep=keep(self.keep),
             position=keep(self.position),
+            attended=keep(self.attended),
             aside=aside and aside.select(rows),
             image=image,
             notes=notes,
