@@ -54,6 +54,7 @@ def measure_points(
     trained = {knob_of(s): trained_setting(s) for s in load_deployed(artefact).strategies}
     timed = [r.conditions["batch_size"] for r in rows if r.name == "throughput" and r.value is not None]
     batch_size = max((b for b in timed if isinstance(b, int)), default=max(measurement.settings.batch_sizes))
+    clock = replace(measurement.settings, batch_sizes=(batch_size,))
     points = []
     for knob, settings in sweeps.items():
         for setting in settings:
@@ -62,9 +63,10 @@ def measure_points(
                 taken = [r for r in rows if _belongs(r, batch_size)]
             else:
                 student = measurement.student.model_copy(update={"turned": {knob: setting}})
-                settings_of_clock = replace(measurement.settings, batch_sizes=(batch_size,))
-                turned = replace(measurement, student=student, settings=settings_of_clock, wanted=frozenset(MEASURED))
-                taken = [top1_at({knob: setting}), *turned.run()]
+                clocked = replace(
+                    measurement, student=student, settings=clock, wanted=frozenset(MEASURED), training=None
+                )
+                taken = [top1_at({knob: setting}), *clocked.run()]
             points.append(OperatingPoint(knob=knob, setting=setting, trained=setting == trained[knob], rows=taken))
     return points
 
