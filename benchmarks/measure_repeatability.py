@@ -25,7 +25,7 @@ from contextlib import contextmanager
 
 AGREE = 0.05
 METRICS = ("throughput", "throughput_ratio", "latency_ms", "latency_ratio")
-ARGS = ("img_size=32", "patch_size=4")
+ARGS = ("img_size=32", "patch_size=8")
 NOISE = """
 import time
 while True:
@@ -85,9 +85,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--model", default="deit_small_patch16_224")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each timed quantity")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each timed quantity")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--noise", action="store_true", help="beside a neighbour that works and rests by turns")
     options = parser.parse_args()

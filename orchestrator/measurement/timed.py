@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from orchestrator.measurement import timing
+from orchestrator.measurement.bootstrap import interval_of_median
 from orchestrator.measurement.guard import Guarded, Limits, Watch, guarded
 from orchestrator.measurement.rows import BASELINE, STUDENT
 from orchestrator.measurement.runnable import runnable
@@ -19,6 +20,9 @@ LATENCIES = (*PERCENTILES, "latency_ratio")
 THROUGHPUTS = ("throughput", "throughput_ratio")
 TIMED = (*THROUGHPUTS, *LATENCIES)
 """Metrics that are taken here."""
+
+MAX_WIDTH = 0.04
+"""Width of a ratio's interval, as a share of the ratio, at which timing need not go on beyond the time given."""
 
 Blocks = dict[str, list[timing.Block]]
 
@@ -50,11 +54,14 @@ def _timed(
     if STUDENT not in networks:
         return None, why
     batches, settings = bench.batches(batch_size), bench.settings
-    enough = calls_needed(max(PERCENTILES.values())) if one_by_one else timing.MIN_BLOCKS * len(batches)
+    few = calls_needed(max(PERCENTILES.values())) if one_by_one else timing.MIN_BLOCKS * len(batches)
+
+    def enough(blocks: Mapping[str, Sequence[timing.Block]]) -> bool:
+        return sum(b.calls for b in blocks[STUDENT]) >= few and _narrow(_ratios(blocks, len(batches), one_by_one))
 
     def take(watch: Watch) -> Blocks:
         return timing.time_alternately(
-            networks, batches, settings.seconds, one_by_one=one_by_one, enough_calls=enough, between=watch.look
+            networks, batches, settings.seconds, one_by_one=one_by_one, enough=enough, between=watch.look
         )
 
     def speeds(blocks: Blocks) -> list[float]:
@@ -79,7 +86,7 @@ def _latency(bench: Bench, timed: Guarded[Blocks] | None, why: Mapping[str, str]
         few = f"needs at least {needed} calls; {len(ms)} fitted into the time" if len(ms) < needed else None
         value = None if few else float(np.percentile(ms, percentile))
         rows.add(name, value, conditions, ms, reason=few, parts=seen, unreliable=unreliable)
-    ratios = _paired(timed.result, lambda block: block.seconds)
+    ratios = _ratios(timed.result, 1, one_by_one=True)
     rows.add_paired_ratio("latency_ratio", ratios, conditions, why, parts=seen, unreliable=unreliable)
 
 
@@ -91,18 +98,30 @@ def _throughput(bench: Bench, batch_size: int, timed: Guarded[Blocks] | None, wh
         return
     seen, unreliable = timed.observations, timed.unreliable
     num_batches = len(bench.batches(batch_size))
-    passes = {who: timing.whole_passes(blocks, num_batches) for who, blocks in timed.result.items()}
-    speed = [block.calls * batch_size / block.total for block in passes[STUDENT]]
+    passes = timing.whole_passes(timed.result[STUDENT], num_batches)
+    speed = [block.calls * batch_size / block.total for block in passes]
     rows.add("throughput", summary(speed)["p50"], conditions, speed, parts=seen, unreliable=unreliable)
-    ratios = _paired(passes, lambda block: (block.calls / block.total,))
+    ratios = _ratios(timed.result, num_batches, one_by_one=False)
     rows.add_paired_ratio("throughput_ratio", ratios, conditions, why, parts=seen, unreliable=unreliable)
 
 
-def _paired(
-    blocks: Mapping[str, Sequence[timing.Block]], values: Callable[[timing.Block], Sequence[float]]
+def _ratios(
+    blocks: Mapping[str, Sequence[timing.Block]], num_batches: int, one_by_one: bool
 ) -> list[list[float]] | None:
-    """The student's values over the baseline's in each pair of neighbouring blocks; `None` without a baseline."""
+    """Ratios of neighbours, block by block: the student's times over the baseline's, call by call; or its speed over
+    the baseline's in whole passes over the batches. `None` without a baseline."""
     if BASELINE not in blocks:
         return None
-    pairs = zip(blocks[STUDENT], blocks[BASELINE], strict=True)
-    return [[x / y for x, y in zip(values(ours), values(theirs), strict=True)] for ours, theirs in pairs]
+    if one_by_one:
+        pairs = zip(blocks[STUDENT], blocks[BASELINE], strict=True)
+        return [[x / y for x, y in zip(a.seconds, b.seconds, strict=True)] for a, b in pairs]
+    ours, theirs = (timing.whole_passes(blocks[who], num_batches) for who in (STUDENT, BASELINE))
+    return [[(a.calls / a.total) / (b.calls / b.total)] for a, b in zip(ours, theirs, strict=True)]
+
+
+def _narrow(ratios: Sequence[Sequence[float]] | None) -> bool:
+    """Whether the interval of the ratio is narrow enough; also if there is no ratio."""
+    if ratios is None:
+        return True
+    interval = interval_of_median(ratios)
+    return interval is not None and interval[1] - interval[0] <= MAX_WIDTH * interval[0]

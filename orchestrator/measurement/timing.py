@@ -29,7 +29,7 @@ make close neighbours, and the closer in time two blocks are, the less can have 
 MIN_BLOCKS = 6
 """Blocks of each network even when that takes longer than the time given; fewer tell nothing of their own spread."""
 STRETCH = 5
-"""Times the time given that may be spent until there are enough calls."""
+"""Times the time given that may be spent until it is enough."""
 
 
 class DoesNotFit(RuntimeError):
@@ -79,18 +79,19 @@ def time_alternately(
     seconds: float,
     *,
     one_by_one: bool,
-    enough_calls: int = 0,
+    enough: Callable[[Mapping[str, Sequence[Block]]], bool] = lambda blocks: True,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Block]]:
     """Time networks in alternation, after warming each up.
 
     It ends with the time given, but not before each network has `MIN_BLOCKS` blocks and has run all batches equally
-    often. For `enough_calls` of each it goes on up to `STRETCH` times as long.
+    often. Until the blocks are `enough` it goes on, up to `STRETCH` times as long.
 
     Args:
         batches: run in turn.
         seconds: time for all networks together, without warm-up.
         one_by_one: time every call (latency) and not blocks of calls (throughput).
+        enough: asked when the time given is over, and after each further half of it.
         between: called between blocks, while no clock runs.
 
     Returns:
@@ -104,19 +105,16 @@ def time_alternately(
         turns = {name: _turns(network, batches) for name, network in networks.items()}
         blocks: dict[str, list[Block]] = {name: [] for name in networks}
         names = list(networks)
-        spent, taken = 0.0, 0
-        while (
-            spent < seconds
-            or taken < MIN_BLOCKS
-            or taken * calls % len(batches)
-            or (taken * calls < enough_calls and spent < STRETCH * seconds)
-        ):
+        spent, taken, until = 0.0, 0, seconds
+        while spent < until or taken < MIN_BLOCKS or taken * calls % len(batches):
             for name in names:
                 blocks[name].append(Block(calls, _timed(turns[name], calls, device, one_by_one)))
                 spent += blocks[name][-1].total
             names.reverse()
             taken += 1
             between()
+            if spent >= until and until < STRETCH * seconds and not enough(blocks):
+                until = max(until, spent) + seconds / 2
     return blocks
 
 

@@ -116,3 +116,10 @@ def test_what_cannot_be_compiled_has_a_reason(monkeypatch: pytest.MonkeyPatch, t
     assert "C++" in str(found["throughput"].reason)
     assert found["throughput"].conditions["compile"] is True
     assert str(found["throughput_ratio"].reason).startswith("the student: ")
+
+
+def test_time_goes_on_until_the_ratio_is_sure() -> None:
+    assert timed._narrow(None)
+    assert timed._narrow([[2.0]] * 6)
+    assert not timed._narrow([[2.0]] * 5), "no interval"
+    assert not timed._narrow([[1.0], [2.0]] * 6)
