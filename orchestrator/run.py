@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from cluster.local import LocalStore
 from orchestrator.errors import Interrupted, PlanError, StageFailed, StoreError
 from orchestrator.execution import driver
-from orchestrator.execution.events import Event
+from orchestrator.execution.events import Event, RunStarted
 from orchestrator.execution.interrupt import StopOnSignal
 from orchestrator.execution.live import make_view
 from orchestrator.planning.describe import as_text
@@ -25,6 +25,8 @@ from orchestrator.planning.feasible import cannot_start
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.status import finished, to_run
+from orchestrator.reporting.mark import RecordMark
+from orchestrator.reporting.record import fingerprint
 from orchestrator.reporting.table import WIDE
 from orchestrator.storage import open_store
 from specs.experiment import Experiment
@@ -67,24 +69,32 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
         raise PlanError(f"{spec} cannot run:\n" + "\n".join(f"  - {reason}" for reason in obstacles))
     try:
         store.prepare()
-        commit_plan(plan, experiment, store)
     except OSError as error:
         raise StoreError(str(error)) from error
 
     _show_plan(plan, experiment, console)
     console.print(f"MLflow  {experiment.tracking.uri}\nStore   {store.root}", soft_wrap=True)
-    record = _RecordMark(plan, experiment, store)
+    record = RecordMark(plan, experiment, store)
     if missing:
         record.invalidate()
-    tracker = None if record.complete else _tracker(plan, experiment, store, console)
+    tracker = None if record.complete() else _tracker(plan, experiment, store, console)
     summary = driver.RunSummary()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, RunStarted):  # a run that is refused leaves the plan before it the newest
+            commit_plan(plan, experiment, store)
+        if tracker is not None:
+            tracker.on_event(event)
+
     try:
         if missing:
-            summary = watched(plan, experiment, store, address, plain, console, tracker)
+            summary = watched(plan, experiment, store, address, plain, console, on_event)
+        else:
+            commit_plan(plan, experiment, store)
         if not summary.interrupted:
-            report = _show_comparison(plan, experiment, store, summary, console)
+            report, shown = _show_comparison(plan, experiment, store, summary, console)
             if tracker is not None and tracker.sync(plan, store, report) and not summary.failed:
-                record.set()
+                record.set(shown)
     finally:
         if tracker is not None:
             tracker.close()
@@ -96,6 +106,9 @@ def commit_plan(plan: Plan, experiment: Experiment, store: LocalStore) -> None:
     """Keep plan and resolved spec in the store, so that results can be found by the experiment's name.
 
     The artefact is `plans/<experiment>/<UTC time>-<digest>`; repeating the latest run adds none.
+
+    Raises:
+        StoreError: if the store cannot be written.
     """
     files = {"plan.json": plan.model_dump_json(indent=1), "experiment.json": experiment.model_dump_json(indent=1)}
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
@@ -103,34 +116,10 @@ def commit_plan(plan: Plan, experiment: Experiment, store: LocalStore) -> None:
     if earlier and earlier[-1].endswith(f"-{digest}"):
         return
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    _commit(store, f"plans/{plan.experiment}/{now}-{digest}", files)
-
-
-class _RecordMark:
-    """A note in the store that MLflow has everything, so that a finished spec need not ask it."""
-
-    def __init__(self, plan: Plan, experiment: Experiment, store: LocalStore) -> None:
-        from orchestrator.reporting.record import sqlite_file
-
-        self._uri, self._store = experiment.tracking.uri, store
-        self._file = sqlite_file(self._uri)
-        where = [str(self._file or self._uri), experiment.tracking.experiment or experiment.name]
-        content = json.dumps([*where, plan.model_dump_json(), experiment.model_dump_json()])
-        self._name = f"records/{hashlib.sha256(content.encode()).hexdigest()}"
-
-    @property
-    def complete(self) -> bool:
-        """Whether MLflow has everything, as far as can be told without asking."""
-        return self._store.committed(self._name) and (self._file is None or self._file.is_file())
-
-    def set(self) -> None:
-        """MLflow has everything now."""
-        if not self._store.committed(self._name):
-            _commit(self._store, self._name, {"record.json": json.dumps({"tracking": self._uri})})
-
-    def invalidate(self) -> None:
-        """There will be more to record."""
-        self._store.delete(self._name)
+    try:
+        _commit(store, f"plans/{plan.experiment}/{now}-{digest}", files)
+    except OSError as error:
+        raise StoreError(f"the plan cannot be kept in the store `{store.root}`: {error}") from error
 
 
 def watched(
@@ -140,18 +129,17 @@ def watched(
     address: str | None,
     plain: bool,
     console: Console,
-    tracker: Tracker | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
 ) -> driver.RunSummary:
-    """Run the missing stages, under the eyes of a person and of the record."""
+    """Run the missing stages under a person's eyes; `on_event` is told everything too."""
     view = make_view(plan, console, plain=plain)
 
-    def on_event(event: Event) -> None:
+    def tell(event: Event) -> None:
         view.on_event(event)
-        if tracker is not None:
-            tracker.on_event(event)
+        on_event(event)
 
     with StopOnSignal(on_first=view.stopping) as stop, view:
-        return driver.run(plan, experiment, store=store, address=address, on_event=on_event, should_stop=stop)
+        return driver.run(plan, experiment, store=store, address=address, on_event=tell, should_stop=stop)
 
 
 def _tracker(plan: Plan, experiment: Experiment, store: LocalStore, console: Console) -> Tracker:
@@ -176,17 +164,17 @@ def _show_plan(plan: Plan, experiment: Experiment, console: Console) -> None:
 
 def _show_comparison(
     plan: Plan, experiment: Experiment, store: LocalStore, summary: driver.RunSummary, console: Console
-) -> Path:
-    """Print the table, write the report; returns the report's path."""
+) -> tuple[Path, str]:
+    """Print the table, write the report; returns the report's path, and what both were made from."""
     from orchestrator.reporting.command import write_report
     from orchestrator.reporting.compare import compare
-    from orchestrator.reporting.table import table
+    from orchestrator.reporting.table import table, to_json
 
     comparison = compare(plan, store, failures=summary.failed)
     console.print(table(comparison, console.width))
     report = write_report(comparison, plan, experiment, store)
     console.print(f"Report: {report}", soft_wrap=True)
-    return report
+    return report, fingerprint(to_json(comparison), report)
 
 
 def raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:

@@ -159,9 +159,9 @@ def measured_column(comparison: Comparison, name: str, option: str) -> Column:
         raise UsageError(f"`{option}`: {error}") from None
     if column is None or all(r.cells[column.key].value is None for r in comparison.rows):
         reasons = {r.cells[column.key].reason for r in comparison.rows} if column else set()
-        why = (
-            "; ".join(sorted(reason for reason in reasons if reason)) or "nothing is measured yet, or it was not asked"
-        )
+        keys = ", ".join(c.key for c in comparison.columns)
+        why = "; ".join(sorted(reason for reason in reasons if reason))
+        why = why or (f"it was not taken here; measured are {keys}" if keys else "nothing is measured yet")
         raise UsageError(f"`{option}`: no combination has a value of `{name}`: {why}.")
     return column
 

@@ -29,7 +29,8 @@ def kept(lab_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(finished.root)
     folder = finished.root / "plan"
     folder.mkdir()
-    experiment = finished.experiment.model_copy(update={"tracking": TrackingSpec(uri="sqlite:///record.db")})
+    tracking = TrackingSpec(uri=f"sqlite:///{finished.root / 'record.db'}")
+    experiment = finished.experiment.model_copy(update={"tracking": tracking})
     (folder / "plan.json").write_text(finished.plan.model_dump_json())
     (folder / "experiment.json").write_text(experiment.model_dump_json())
     finished.store.commit("plans/lab/20260101T000000Z-0123456789ab", folder)
@@ -111,3 +112,31 @@ def test_the_ui_needs_a_free_port(tmp_path: Path) -> None:
 def test_a_server_needs_no_ui_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     serve("http://mlflow.example:5000", 5000)
     assert capsys.readouterr().out == "MLflow runs at http://mlflow.example:5000; open it in a browser.\n"
+
+
+def test_questions_are_answered_instead_of_the_table(kept: Any) -> None:
+    def ask(output_format: str = "table", **question: Any) -> str:
+        return compare_experiment("lab", [], output_format, None, kept.store.root, **question)
+
+    assert "4 combinations with latency_ms <= 100, by top1" in ask(where="latency_ms<=100", best="accuracy")
+    assert "merging=r2 on top of distill=soft" in ask(effects=True)
+    assert "Of the combinations with params < 15000000" in ask(claims=["params<15M, top1>=83.2"])
+    found = json.loads(ask("json", where="latency_ms<=100", effects=True, claims=["params<15M, top1>=83.2"]))
+    assert sorted(found) == ["answer", "claims", "effects"]
+    assert not (kept.root / "reports").exists()
+    with pytest.raises(UsageError, match="`--format table` or json, not csv"):
+        ask("csv", effects=True)
+    with pytest.raises(UsageError, match="there is no metric `speed`"):
+        ask(best="speed")
+
+
+def test_a_complete_record_is_not_asked_again(kept: Any) -> None:
+    first = compare_experiment("lab", [], "table", None, kept.store.root)
+    record = kept.root / "record.db"
+    before = record.read_bytes()
+    record.write_bytes(b"no database")  # asking it would fail
+    assert compare_experiment("lab", [], "table", None, kept.store.root) == first
+    record.write_bytes(before)
+    changed = compare_experiment("lab", [], "table", None, kept.store.root, cost="latency_ms")
+    assert "Record: sqlite:///" in changed
+    assert record.read_bytes() != before
