@@ -95,7 +95,8 @@ def test_a_stage_commits_every_metric(tmp_path: Path) -> None:
     assert {("throughput", 1), ("throughput", 8), ("throughput_ratio", 8), ("peak_memory_mib", 8)} <= set(rows)
     for (name, _), row in rows.items():
         if row.value is None:
-            assert name.startswith(("energy", "peak_memory", "train_memory")), "what not every machine tells"
+            # What not every machine tells, and a percentile that few calls do not have.
+            assert name.startswith(("energy", "peak_memory", "train_memory", "latency_p99"))
             assert row.reason
         else:
             assert row.value is not None, name
