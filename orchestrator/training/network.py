@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,11 @@ def assemble(stage: TrainStage, store: ArtifactSource, device: torch.device) -> 
         shapes = saved.shapes if saved is not None else {}
         facts = Facts(facts_of(spec), teacher_facts, shapes)
         _check_fit(stage, facts, strategies)
+        absent = frozenset() if saved is None else model.state_dict().keys() - saved.state.keys()
         seed_all(derive(stage.seed, "strategies"))
         student = compose(model, strategies, facts, shapes=shapes)
         if saved is not None:
+            _check_nothing_is_missing(student, absent, saved)
             _inherit_extras(student, saved.state)
         if teacher is not None:
             teacher = teacher_of(teacher, strategies, facts).to(device)
@@ -72,7 +75,7 @@ def _timm_model(source: NetworkSource, store: ArtifactSource) -> tuple[nn.Module
         saved = read_network(folder)
         model = build_model(saved.model)
         reshape(model, saved.shapes)
-        _load(model, {k: v for k, v in saved.state.items() if not k.startswith(EXTRAS)}, folder)
+        _load(model, {k: v for k, v in saved.state.items() if not k.startswith(EXTRAS)}, folder, partly=True)
         return model, saved.model, saved
     assert source.model is not None, "a network comes from a stage, a checkpoint or a model"
     if source.checkpoint is None:
@@ -112,11 +115,30 @@ def _folder(source: NetworkSource, store: ArtifactSource) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], where: Path) -> None:
+def _load(model: nn.Module, state: dict[str, Tensor], where: Path, *, partly: bool = False) -> None:
+    """Load weights; `partly`: some may be missing, because strategies took their modules out of the network."""
     try:
-        model.load_state_dict(state)
+        unexpected = model.load_state_dict(state, strict=not partly).unexpected_keys
     except RuntimeError as error:
         raise StoreError(f"the weights in {where} belong to another network: {error}") from error
+    if unexpected:
+        raise StoreError(f"the weights in {where} belong to another network: it has no {', '.join(unexpected)}")
+
+
+def _check_nothing_is_missing(student: Student, absent: Set[str], saved: SavedNetwork) -> None:
+    """Raise `ValueError` if the network still has weights of timm's that an earlier stage's strategies took away.
+
+    Args:
+        absent: timm's weights that the earlier stage's network had no more.
+    """
+    missing = sorted(student.model.state_dict().keys() & absent)
+    if missing:
+        before = ", ".join(f"`{config.name}`" for config in saved.strategies)
+        raise ValueError(
+            f"the network of the earlier stage has no {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}: its "
+            f"strategies ({before}) took these weights away. List those strategies here too, with the same options, or "
+            "start from another stage"
+        )
 
 
 def _inherit_extras(student: Student, state: dict[str, Tensor]) -> None:
