@@ -31,7 +31,7 @@ _DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _DECADES = 30.0
 """Costs further apart than this factor are drawn on a logarithmic axis."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8,
@@ -198,7 +198,7 @@ def _draw_baseline(axes: Axes, comparison: Comparison, cost: Column, name: str |
 
 def _stairs(axes: Axes, points: list[tuple[float, float]], cost: Column, **style: Any) -> None:
     """A front's points joined by steps, along which nothing is promised that was not measured."""
-    where = "pre" if cost.direction == "higher" else "post"
+    where: Literal["pre", "post"] = "pre" if cost.direction == "higher" else "post"
     axes.step(*zip(*sorted(points), strict=True), where=where, **style)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.reporting.comparison import Comparison, PublishedPoint
 from orchestrator.reporting.published import MEANING, published_front
@@ -43,15 +44,15 @@ def _table(points: Iterable[PublishedPoint]) -> str:
     drawn.add_column("network", overflow="fold")
     drawn.add_column("px", justify="right")
     for metric in metrics:
-        unit = METRICS[metric].unit
-        drawn.add_column(metric if not unit or metric in ("macs", "params") else f"{metric} [{unit}]", justify="right")
+        unit = "" if metric in ("macs", "params") else METRICS[metric].unit
+        drawn.add_column(Text(f"{metric} [{unit}]" if unit else metric), justify="right")
     drawn.add_column("batch", justify="right")
     for p in points:
         values = [
             number(p.values[metric], METRICS[metric].unit, metric) if metric in p.values else "–" for metric in metrics
         ]
         size, batch = (str(p.conditions.get(key, "–")) for key in ("image_size", "batch_size"))
-        drawn.add_row(p.name, size, *values, batch)
+        drawn.add_row(Text(p.name), size, *values, batch)
     console = Console(file=io.StringIO(), width=WIDE, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(drawn)

@@ -213,9 +213,8 @@ def _evaluations(plan: Plan, store: ArtifactStore) -> Iterable[dict[str, Any]]:
     for name, runs in found.items():
         alike = [(seed, o) for seed, o in runs if o.classes == runs[0][1].classes]
         first = alike[0][1]
-        added = Outcomes(
-            first.classes, sum(o.confusion for _, o in alike[1:]) + first.confusion, sum(o.bins for _, o in alike)
-        )
+        confusion, bins = np.sum([o.confusion for _, o in alike], axis=0), np.sum([o.bins for _, o in alike], axis=0)
+        added = Outcomes(first.classes, confusion, bins)
         yield {"name": name, "label": escape(name), "seeds": [seed for seed, _ in alike], **_pictured(added)}
 
 

@@ -79,9 +79,9 @@ from orchestrator.reporting import figure
 from orchestrator.reporting.comparison import Comparison
 assert "matplotlib" not in sys.modules  # `compare` without a figure does not wait for it
 import matplotlib
-before = dict(matplotlib.rcParams)
+before = {key: matplotlib.rcParams[key] for key in figure._STYLE}
 figure.draw(Comparison.model_validate_json(Path(sys.argv[1]).read_text()), "png")
-assert dict(matplotlib.rcParams) == before
+assert {key: matplotlib.rcParams[key] for key in figure._STYLE} == before
 assert "matplotlib.pyplot" not in sys.modules
 """
     command = [sys.executable, "-c", code, str(tmp_path / "comparison.json")]

@@ -213,6 +213,7 @@ def test_beside_ours_and_never_ranked(finished: Any) -> None:
     assert "published by others under others' conditions" in both.notes[-1]
     text = published_text(both)
     assert text.startswith("Published by others under others' conditions, ranked with nothing above")
+    assert "throughput [images/s]" in text
     tiny = next(line for line in text.splitlines() if "invented_tiny.good_recipe" in line)
     assert "1.25 G" in tiny or "1.250 G" in tiny
     assert "invented_giant" not in text  # no MACs are known of it
