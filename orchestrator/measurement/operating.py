@@ -31,6 +31,9 @@ from strategies.knobs import knob_of, trained_setting
 AT_LARGEST_BATCH = ("throughput", "throughput_ratio")
 MEASURED = ("macs", *AT_LARGEST_BATCH, "latency_ms")
 """Metrics of a point besides `top1`."""
+SHARE_OF_TIME = 0.25
+"""Time for each timed quantity of a point, of what the network itself gets; and it is tried once. There are many points,
+nobody ranks them, and their intervals say how sure they are."""
 
 
 def measure_points(
@@ -54,7 +57,8 @@ def measure_points(
     trained = {knob_of(s): trained_setting(s) for s in load_deployed(artefact).strategies}
     timed = [r.conditions["batch_size"] for r in rows if r.name == "throughput" and r.value is not None]
     batch_size = max((b for b in timed if isinstance(b, int)), default=max(measurement.settings.batch_sizes))
-    clock = replace(measurement.settings, batch_sizes=(batch_size,))
+    usual = measurement.settings
+    clock = replace(usual, batch_sizes=(batch_size,), seconds=usual.seconds * SHARE_OF_TIME, attempts=1)
     points = []
     for knob, settings in sweeps.items():
         for setting in settings:
