@@ -8,7 +8,6 @@ Shapes: R images, H heads, N tokens, T tokens of all images packed, P prefix tok
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,8 +67,6 @@ def key_weight(state: State) -> Tensor | None:
 class Elu:
     """The attention seam of one block, φ(x) = elu(x) + 1; uses the weights that are there."""
 
-    features: Callable[[Tensor], Tensor] = staticmethod(elu_features)
-
     def __call__(self, attn: Any, x: Tensor, state: State) -> Tensor:
         """x is [R, N, D] or packed [1, T, D]."""
         q, k, v = project(attn, x)
@@ -78,10 +75,10 @@ class Elu:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, state: State) -> Tensor:
         """[R, H, N, E] each → the same."""
         dtype = v.dtype
-        q, k = self.features(q.float()), self.features(k.float())
+        q, k = elu_features(q.float()), elu_features(k.float())
         weight = key_weight(state)
         if state.lengths is None:
-            return kernel_attention(q, k, v, weight).to(dtype)
+            return kernel_attention(q, k, v.float(), weight).to(dtype)
         # Sums over each image's tokens: filled up with tokens that do not count, all images take one call.
         H, E = q.shape[1], q.shape[3]
         row = torch.cat([t.float().transpose(1, 2).flatten(2) for t in (q, k, v)], dim=-1)  # [1, T, 3·H·E]
@@ -103,6 +100,6 @@ class Focused(nn.Module):
         """x is [R, N, D], on the whole grid."""
         q, k, v = project(attn, x)
         P = state.num_prefix_tokens
-        y = kernel_attention(focused_features(q.float()), focused_features(k.float()), v).to(v.dtype)
+        y = kernel_attention(focused_features(q.float()), focused_features(k.float()), v.float()).to(v.dtype)
         near = to_tokens(self.conv(to_grid(v[:, :, P:].flatten(0, 1)))).unflatten(0, v.shape[:2])
         return put_out(attn, y + F.pad(near, (0, 0, P, 0)), x)
