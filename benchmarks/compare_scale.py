@@ -46,7 +46,7 @@ matrix:
         r4: [{name: token_merging, r: 4}]
     distill: {strategies: {none: [], soft: [{name: response}]}}
     lr: {path: stages.train.training.optimizer.lr, values: [1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 6e-4, 7e-4, 8e-4, 9e-4, 1e-3]}
-    decay: {path: stages.train.training.optimizer.weight_decay, values: [0, .01, .02, .03, .04, .05, .06, .07, .08, .09]}
+    decay: {path: stages.train.training.optimizer.weight_decay, values: [0, .1, .2, .3, .4, .5, .6, .7, .8, .9]}
     seed: {seeds: [0, 1, 2]}
 """
 CONDITIONS = {

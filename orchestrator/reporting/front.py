@@ -57,10 +57,10 @@ def with_axes(comparison: Comparison, cost: str, quality: str = "top1") -> Compa
     volumes: list[Hypervolume] = []
     if upright and along:
         optimal = front(comparison, upright.key, along.key)
-        for letters, rows in _alike(comparison, upright, along).items():
-            group = _Group(upright, along, rows)
+        for letters, alike in _alike(comparison, upright, along).items():
+            group = _Group(upright, along, alike)
             probability |= group.probabilities()
-            if len(rows) > 1:
+            if len(alike) > 1:
                 volumes.append(group.volume("/".join(letters)))
     rows = tuple(
         r.model_copy(update={"pareto": r.name in optimal, "front_probability": probability.get(r.name)})
