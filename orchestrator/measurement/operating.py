@@ -32,7 +32,7 @@ AT_LARGEST_BATCH = ("throughput", "throughput_ratio")
 MEASURED = ("macs", *AT_LARGEST_BATCH, "latency_ms")
 """Metrics of a point besides `top1`."""
 SHARE_OF_TIME = 0.25
-"""Time for each timed quantity of a point, of what the network itself gets; and it is tried once. There are many points,
+"""Time for each timed quantity of a point, of what the network itself gets; and it is tried once. Points are many,
 nobody ranks them, and their intervals say how sure they are."""
 
 
