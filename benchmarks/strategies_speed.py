@@ -29,6 +29,10 @@ from strategies.catalog import facts_of
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "token_merging": {"r": 13},
+    "token_fusion": {"r": 13},
+    "token_reorganization": {"keep_rate": 0.7},
+    "slow_fast_tokens": {"keep_rate": 0.5},
+    "token_idling": {"keep_rate": 0.7},
     "early_exit": {"blocks": [5], "threshold": 0.0},
     "structured_pruning": {"ratio": 0.5},
 }
