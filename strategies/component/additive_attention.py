@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from strategies import ragged
 from strategies.component.kernel_attention import key_weight
-from strategies.shapes import narrow_linear
 from strategies.state import State
 
 
@@ -38,21 +37,31 @@ def pooled_query(query: Tensor, w: Tensor, weight: Tensor | None = None) -> Tens
     return (count * alpha / length * query).sum(dim=1, keepdim=True)
 
 
+def linear_of(layer: nn.Linear, rows: slice) -> nn.Linear:
+    """A linear layer of its own, with some outputs of another."""
+    weight, bias = layer.weight[rows], None if layer.bias is None else layer.bias[rows]
+    own = nn.Linear(*weight.T.shape, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        own.weight.copy_(weight)
+        if bias is not None:
+            own.bias.copy_(bias)
+    return own
+
+
 class Additive(nn.Module):
     """The attention seam of one block. Takes queries, keys and projection over from timm's attention."""
 
     def __init__(self, attn: Any) -> None:
         """`attn` is a timm `Attention`; nothing of it is kept, its weights are copied."""
         super().__init__()
-        width, device = attn.attn_dim, attn.qkv.weight.device
-        self.query = narrow_linear(attn.qkv, rows=torch.arange(width, device=device))
-        self.key = narrow_linear(attn.qkv, rows=torch.arange(width, 2 * width, device=device))
-        self.w = nn.Parameter(torch.randn(width).to(attn.qkv.weight))
-        self.transform = nn.Linear(width, width).to(device, attn.qkv.weight.dtype)
-        self.proj = narrow_linear(attn.proj)
-        with torch.no_grad():
-            nn.init.eye_(self.transform.weight)
-            nn.init.zeros_(self.transform.bias)
+        width, like = attn.attn_dim, attn.qkv.weight
+        self.query = linear_of(attn.qkv, slice(width))
+        self.key = linear_of(attn.qkv, slice(width, 2 * width))
+        self.w = nn.Parameter(torch.randn(width).to(like))
+        self.transform = nn.Linear(width, width, device=like.device, dtype=like.dtype)
+        self.proj = linear_of(attn.proj, slice(None))
+        nn.init.eye_(self.transform.weight)
+        nn.init.zeros_(self.transform.bias)
         self.drop = nn.Dropout(attn.proj_drop.p)
 
     def forward(self, attn: Any, x: Tensor, state: State) -> Tensor:

@@ -88,18 +88,18 @@ class ConditionalPosition(Strategy[ConditionalPositionConfig]):
         """Put the generators at the position seams."""
         from torch import nn
 
-        from strategies.component.patch_grid import refuse_patch_drop
+        from strategies.component.patch_grid import refuse_patch_drop, remove_position_embedding
         from strategies.component.position_generator import PositionGenerator
 
         blocks, c = self.before(facts.student.depth), self.config
         if not c.absolute:
-            student.model.pos_embed = None
+            remove_position_embedding(student.model)
         if not blocks:
             return
         refuse_patch_drop(self.name, student.model)
         like = next(student.model.parameters())
         generators = {
-            b: PositionGenerator(facts.student.embed_dim, c.kernel, at_zero=c.absolute).to(like.device, like.dtype)
+            b: PositionGenerator(student.model.embed_dim, c.kernel, at_zero=c.absolute).to(like.device, like.dtype)
             for b in blocks
         }
         student.extras[self.name] = nn.ModuleDict({str(b - 1): module for b, module in generators.items()})

@@ -59,7 +59,6 @@ class Filter(nn.Module):
         """Filter the patches of x [R, N, D]; nothing comes out for prefix tokens."""
         P = state.num_prefix_tokens
         picture = to_grid(x[:, P:])
-        with torch.autocast(x.device.type, enabled=False):
-            weight = resampled(self.weight.float(), *picture.shape[-2:])
-            y = to_tokens(fourier_filter(picture, weight)).to(x.dtype)
+        weight = resampled(self.weight.float(), *picture.shape[-2:])
+        y = to_tokens(fourier_filter(picture, weight)).to(x.dtype)
         return torch.cat([torch.zeros_like(x[:, :P]), y], dim=1)

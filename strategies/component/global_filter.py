@@ -83,7 +83,7 @@ class GlobalFilter(Strategy[GlobalFilterConfig]):
             return
         refuse_patch_drop(self.name, student.model)
         like = next(student.model.parameters())
-        filters = {b: Filter(facts.student.grid, facts.student.embed_dim).to(like.device, like.dtype) for b in blocks}
+        filters = {b: Filter(facts.student.grid, student.model.embed_dim).to(like.device, like.dtype) for b in blocks}
         student.extras[self.name] = nn.ModuleDict({str(b): module for b, module in filters.items()})
         student.attention.update(filters)
         for b in blocks:

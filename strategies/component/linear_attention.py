@@ -86,13 +86,14 @@ class LinearAttention(Strategy[LinearAttentionConfig]):
         like = next(student.model.parameters())
         modules: dict[int, nn.Module] = {}
         for b in blocks:
+            block = student.model.blocks[b]
             if self.config.kind == "elu":
                 student.attention[b] = Elu()
             elif self.config.kind == "focused":
                 refuse_patch_drop(self.name, student.model)
-                modules[b] = student.attention[b] = Focused(facts.student.head_dim).to(like.device, like.dtype)
+                modules[b] = student.attention[b] = Focused(block.attn.head_dim).to(like.device, like.dtype)
             else:
-                modules[b] = student.attention[b] = Additive(student.model.blocks[b].attn)
-                remove_attention(student.model.blocks[b])
+                modules[b] = student.attention[b] = Additive(block.attn)
+                remove_attention(block)
         if modules:
             student.extras[self.name] = nn.ModuleDict({str(b): module for b, module in modules.items()})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,19 @@ def to_grid(patches: Tensor) -> Tensor:
 def to_tokens(grid: Tensor) -> Tensor:
     """[R, D, h, w] → [R, h·w, D]."""
     return grid.flatten(2).transpose(1, 2)
+
+
+def remove_position_embedding(model: Any) -> None:
+    """Take the learned position embedding out of a timm `VisionTransformer`; a network that has none stays as it is."""
+    if model.pos_embed is None:
+        return
+    if not hasattr(model, "dist_token"):
+        model.pos_embed = None
+        return
+    # timm's distilled networks always add one: an unsaved zero.
+    zero = torch.zeros_like(model.pos_embed[:, :1]).detach()
+    del model.pos_embed
+    model.register_buffer("pos_embed", zero, persistent=False)
 
 
 def refuse_patch_drop(strategy: str, model: Any) -> None:

@@ -91,24 +91,24 @@ class RotaryPosition(Strategy[RotaryPositionConfig]):
         """Write down the places before block 0, and turn queries and keys in each block."""
         from torch import nn
 
-        from strategies.component.patch_grid import refuse_patch_drop
+        from strategies.component.patch_grid import refuse_patch_drop, remove_position_embedding
         from strategies.component.rotation import Axial, Mixed, Places
 
         blocks, c = self.turning(facts), self.config
         if not c.absolute:
-            student.model.pos_embed = None
+            remove_position_embedding(student.model)
         if not blocks:
             return
         refuse_patch_drop(self.name, student.model)
         theta = THETA[c.kind] if c.theta is None else c.theta
         student.positions[0] = Places()
+        attention = {b: student.model.blocks[b].attn for b in blocks}
         if c.kind == "axial":
-            student.rotate.update({b: Axial(facts.student.head_dim, theta) for b in blocks})
+            student.rotate.update({b: Axial(attn.head_dim, theta) for b, attn in attention.items()})
             return
         like = next(student.model.parameters())
         turns = {
-            b: Mixed(student.model.blocks[b].attn.num_heads, facts.student.head_dim, theta).to(like.device, like.dtype)
-            for b in blocks
+            b: Mixed(attn.num_heads, attn.head_dim, theta).to(like.device, like.dtype) for b, attn in attention.items()
         }
         student.extras[self.name] = nn.ModuleDict({str(b): module for b, module in turns.items()})
         student.rotate.update(turns)

@@ -80,7 +80,7 @@ class SkipAttention(Strategy[SkipAttentionConfig]):
             return
         refuse_patch_drop(self.name, student.model)
         like = next(student.model.parameters())
-        reuse = {b: Reuse(facts.student.embed_dim).to(like.device, like.dtype) for b in blocks}
+        reuse = {b: Reuse(student.model.embed_dim).to(like.device, like.dtype) for b in blocks}
         student.extras[self.name] = nn.ModuleDict({str(b): module for b, module in reuse.items()})
         student.attention.update(reuse)
         for b in blocks:

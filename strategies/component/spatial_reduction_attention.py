@@ -87,7 +87,7 @@ class SpatialReductionAttention(Strategy[SpatialReductionAttentionConfig]):
             return
         refuse_patch_drop(self.name, student.model)
         like = next(student.model.parameters())
-        reductions = {b: Reduction(facts.student.embed_dim, self.config.ratio) for b in blocks}
+        reductions = {b: Reduction(student.model.embed_dim, self.config.ratio) for b in blocks}
         modules = nn.ModuleDict({str(b): module for b, module in reductions.items()})
         student.extras[self.name] = modules.to(like.device, like.dtype)
         for b, reduction in reductions.items():

@@ -14,7 +14,6 @@ from strategies.attention import Look, attend
 from strategies.catalog import facts_of
 from strategies.claims import conflicts
 from strategies.component.rotation import Axial, Mixed, Places, frequencies, start_of_mixed
-from strategies.dynamic.token_merging import Merge
 from strategies.facts import Facts
 from strategies.state import State
 from tests.strategies.checks import (
@@ -42,7 +41,7 @@ def turned_by_hand(x: torch.Tensor, position: torch.Tensor, seam: Any, kind: str
                         theta = 100 ** (-(t // 2) / (E / 4))
                         angle = theta * (column if t % 2 == 0 else row)
                     else:
-                        angle = row * float(seam.frequency[0, h, t]) + column * float(seam.frequency[1, h, t])
+                        angle = row * seam.frequency[0, h, t].item() + column * seam.frequency[1, h, t].item()
                     z = complex(*x[r, h, n, 2 * t : 2 * t + 2].tolist()) * cmath.exp(1j * angle)
                     y[r, h, n, 2 * t : 2 * t + 2] = torch.tensor([z.real, z.imag])
     return y
@@ -114,8 +113,9 @@ def test_merged_tokens_stand_at_the_mean_of_their_places() -> None:
     x = torch.randn(1, 17, 6)
     state = Places()(State(x, 1))
     keys = torch.randn(1, 2, 17, 3)
-    merged = Merge(5, True)(state, Look(keys=keys), True)
-    again = Merge(4, True)(merged, Look(keys=torch.randn(1, 2, 12, 3)), True)
+    tokens = student(toy(), strategy("token_merging", {"r": [5, 0, 0, 4]})).tokens
+    merged = tokens[0](state, Look(keys=keys), True)
+    again = tokens[3](merged, Look(keys=torch.randn(1, 2, 12, 3)), True)
     for now in (merged, again):
         for token in range(now.x.shape[1]):
             members = now.source[0] == token
