@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,6 +45,123 @@ def hard_distillation(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar.
     """
     return F.cross_entropy(student.float(), teacher.argmax(dim=-1))
+
+
+def decoupled_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    temperature: float,
+    target_weight: float,
+    nontarget_weight: float,
+) -> Tensor:
+    """T² · (α · KL of "target or not" + β · KL among the other classes), each averaged over images.
+
+    With b the pair (probability of the target class, probability of all others together) and r the softmax over the
+    other classes alone, KL(p ‖ q) = KL(b_p ‖ b_q) + (1 − p_target) · KL(r_p ‖ r_q). Here the second term has a weight
+    of its own instead of the teacher's doubt (DKD, Zhao et al. 2022, arXiv:2203.08679, equations 5 to 7).
+
+    Args:
+        student: logits [B, C].
+        teacher: logits [B, C].
+        target: class indices [B] or probabilities [B, C]; see `target_class`.
+        temperature: T > 0.
+        target_weight: α.
+        nontarget_weight: β.
+
+    Returns:
+        Scalar.
+    """
+    label = target_class(target)
+    binary: list[Tensor] = []
+    among: list[Tensor] = []
+    for logits in (student, teacher):
+        log_p = F.log_softmax(logits.float() / temperature, dim=-1)
+        others = without_class(log_p, label)
+        binary.append(torch.stack([_of_class(log_p, label), others.logsumexp(dim=-1)], dim=-1))
+        among.append(F.log_softmax(others, dim=-1))
+    target_term, other_term = (F.kl_div(q, p, reduction="batchmean", log_target=True) for q, p in (binary, among))
+    return temperature**2 * (target_weight * target_term + nontarget_weight * other_term)
+
+
+def normalized_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    temperature: float,
+    target_weight: float,
+    nontarget_weight: float,
+) -> Tensor:
+    """−α · t_y · log s_y − γ · T² · Σ over the other classes of N(t) · log N(s), averaged over images.
+
+    t and s are the softmax of teacher and student, y the target class; N renormalises over the other classes, at
+    temperature T. The first term has no temperature (NKD, Yang et al. 2023, arXiv:2303.13005, equation 6).
+
+    Args:
+        student: logits [B, C].
+        teacher: logits [B, C].
+        target: class indices [B] or probabilities [B, C]; see `target_class`.
+        temperature: T > 0.
+        target_weight: α; 1 in the paper.
+        nontarget_weight: γ.
+
+    Returns:
+        Scalar.
+    """
+    label = target_class(target)
+    student, teacher = student.float(), teacher.float()
+    log_s, log_t = (_of_class(F.log_softmax(x, dim=-1), label) for x in (student, teacher))
+    among_s, among_t = (F.log_softmax(without_class(x, label) / temperature, dim=-1) for x in (student, teacher))
+    target_term = -(log_t.exp() * log_s).mean()
+    other_term = -(among_t.exp() * among_s).sum(dim=-1).mean() * temperature**2
+    return target_weight * target_term + nontarget_weight * other_term
+
+
+def relational_distillation(
+    student: Tensor, teacher: Tensor, temperature: float, inter_weight: float, intra_weight: float
+) -> Tensor:
+    """T² · (β · (1 − mean over images of ρ(s_i, t_i)) + γ · (1 − mean over classes of ρ(s_·c, t_·c))).
+
+    ρ is Pearson's correlation, s and t are softmax(logits / T): how an image's classes relate to one another, and how
+    a class's images do (DIST, Huang et al. 2022, arXiv:2205.10536, equations 5 to 8). Rows or columns in which nothing
+    varies count as uncorrelated. The second term compares the images of this batch: of one micro-batch on one worker.
+
+    Args:
+        student: logits [B, C].
+        teacher: logits [B, C].
+        temperature: T > 0.
+        inter_weight: β.
+        intra_weight: γ.
+
+    Returns:
+        Scalar.
+    """
+    s, t = ((x.float() / temperature).softmax(dim=-1) for x in (student, teacher))
+    inter, intra = (1 - correlation(s, t, dim=dim).mean() for dim in (1, 0))
+    return temperature**2 * (inter_weight * inter + intra_weight * intra)
+
+
+def correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation of a and b along a dimension; 0 where one of them is constant."""
+    a, b = (x - x.mean(dim=dim, keepdim=True) for x in (a, b))
+    return F.cosine_similarity(a, b, dim=dim)
+
+
+def target_class(target: Tensor) -> Tensor:
+    """The class that counts as the target [B] (int64): with mixed or smoothed targets [B, C] the most probable one, the
+    first of equals, as the authors of NKD do."""
+    return target if target.dim() == 1 else target.argmax(dim=-1)
+
+
+def without_class(x: Tensor, label: Tensor) -> Tensor:
+    """x [B, C] without one class of each image [B] (int64): [B, C − 1], the others in their order."""
+    others = torch.arange(x.shape[1] - 1, device=x.device).expand(len(x), -1)
+    return x.gather(1, others + (others >= label.unsqueeze(1)).long())
+
+
+def _of_class(x: Tensor, label: Tensor) -> Tensor:
+    """x [B, C] at one class of each image: [B]."""
+    return x.gather(1, label.unsqueeze(1)).squeeze(1)
 
 
 def logit_distillation(kind: LogitLoss, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
