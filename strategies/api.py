@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from strategies.backbone import Output, Student
+    from strategies.gradients import Gradients
+    from strategies.surgery import Cut
 
 C = TypeVar("C", bound=StrategyConfig)
 Kind = Literal["component", "dynamic", "distillation"]
@@ -39,7 +41,11 @@ MLP = "mlp"
 DEPTH = "depth"
 """Seam, per block: decides after the block which images go on."""
 SHAPES = "shapes"
-"""Seam, per block: physically removes heads or MLP channels."""
+"""Seam, per block: physically removes heads or MLP channels. Without a block: the inner widths of other networks."""
+WIDTH = "width"
+"""Seam, whole network: narrows the tokens."""
+BLOCKS = "blocks"
+"""Seam, whole network: removes blocks."""
 MATRICES = "matrices"
 """Seam, per block: stores the weights of the linear layers in another form (factors, sharing, sparsity)."""
 KEYS = "keys"
@@ -151,6 +157,34 @@ class Strategy(Generic[C]):
             OptionError: if an option does not fit the network (a block that does not exist, no token left, …).
         """
         return Claims()
+
+    def leaves(self, facts: Facts) -> Facts:
+        """What the network is like once this strategy has changed its shapes for good (`once`). Others that act in the
+        same stage, and later stages, are planned for that. Pure; loads no torch; raises nothing."""
+        return facts
+
+    def moments(self) -> tuple[float, ...]:
+        """Epochs of the stage after which the loop asks for a `cut`, ascending; fractions are fine. Between two of
+        them the network trains on. Pure; loads no torch."""
+        return ()
+
+    def calibration(self) -> int:
+        """Images whose gradients a `cut` reads; 0 = none."""
+        return 0
+
+    def cut(self, student: Student, facts: Facts, moment: int, gradients: Gradients | None) -> Cut | None:
+        """Say what stays of the network; the loop cuts it, its average and the optimiser's state, and composes it anew.
+
+        Args:
+            student: as it is now; not to be changed.
+            facts: what `wrap` saw: the network as the stage began.
+            moment: position in `moments`.
+            gradients: of the loss at the timm network's parameters, where `calibration` asks for images.
+
+        Returns:
+            `None` if everything stays.
+        """
+        return None
 
     def sweep(self, facts: Facts) -> Sequence[float]:
         """Settings of the knob that show what it does to this network, from cheap to plain: about five. Pure; loads no

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from strategies.aside import rejoin
 from strategies.attention import NOTHING, Look, Rotate, attend
+from strategies.shapes import WHOLE
 from strategies.state import Output, State
 
 __all__ = ["Output", "State", "Student", "TapStudent", "VisionTransformerStudent"]
@@ -96,7 +97,7 @@ class Student(nn.Module):
         always_tap: hand out what is wanted in evaluation too (teachers).
         wants_tokens, wants_dense: hand out the tokens after the final norm, and the head's answer to each patch.
         readouts, companions: strategy → what else it computes in training, at the end of the pass and beside it.
-        shapes: block → (heads, MLP width) where they were pruned.
+        shapes: what pruning left of the timm network.
     """
 
     if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Student(nn.Module):
         self.wants_dense = False
         self.readouts: dict[str, Readout] = {}
         self.companions: dict[str, Companion] = {}
-        self.shapes: dict[int, tuple[int, int]] = {}
+        self.shapes = WHOLE
 
     @property
     def handing_out(self) -> bool:

@@ -24,6 +24,8 @@ from strategies.facts import ModelFacts
 
 TABLE = Path(__file__).with_name("catalog.json")
 BUILDER_TIMEOUT_S = 300
+FACTS_FORMAT = 2
+"""Raised when facts get a new field: kept answers of before do not have it."""
 REFUSED, UNKNOWN = 3, 4
 """Exit codes of the second process: arguments that do not fit together; a name that does not exist."""
 POOLS = ("", "avg", "avgmax", "max", "token", "map", "prr")
@@ -210,6 +212,7 @@ def _plain(model: str, own: dict[str, Any], row: Mapping[str, Any], args: Mappin
         has_class_token=a["class_token"],
         has_distillation_token=distilled,
         can_prune=row.get("can_prune", True) and not scaled,
+        qk_norm=a["qk_norm"],
     )
 
 
@@ -218,8 +221,9 @@ def _cache_folder() -> Path:
 
 
 def _ask(model: str, args: Mapping[str, Any]) -> ModelFacts:
-    """Facts from timm itself, in a second process; kept on disk by timm's version, name and arguments."""
-    key = json.dumps([_timm_version(), model, args], sort_keys=True)
+    """Facts from timm itself, in a second process; kept on disk by format, timm's version, name and
+    arguments."""
+    key = json.dumps([FACTS_FORMAT, _timm_version(), model, args], sort_keys=True)
     path = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     kept = _read(path)
     if kept is not None:

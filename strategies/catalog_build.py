@@ -30,6 +30,7 @@ from torch import nn
 from strategies.catalog import REFUSED, TABLE, UNKNOWN, UnknownModelError, nearest
 from strategies.compose import runs_in_loop
 from strategies.facts import ModelFacts
+from strategies.inner_widths import inner_axes
 
 PLAIN_MODULES = ("timm.models.vision_transformer", "timm.models.deit")
 
@@ -82,6 +83,7 @@ def facts_from(network: Any, model: str) -> ModelFacts:
             why_not_vit=reason,
             embed_dim=network.num_features,
             can_prune=False,
+            num_inner_widths=len({axis for dims in inner_axes(network).values() for axis in dims.values()}),
             tap_widths=widths,
         )
     block = network.blocks[0]
@@ -99,6 +101,7 @@ def facts_from(network: Any, model: str) -> ModelFacts:
         has_class_token=network.has_class_token,
         has_distillation_token=hasattr(network, "dist_token"),
         can_prune=can_prune(network),
+        qk_norm=type(block.attn.q_norm) is not nn.Identity,
         tap_widths=(network.embed_dim,) * len(network.blocks),
     )
 

@@ -32,6 +32,8 @@ WORDS = {
     api.MLP: "the MLP",
     api.DEPTH: "which images go on",
     api.SHAPES: "the number of heads and MLP channels",
+    api.WIDTH: "the width of the tokens",
+    api.BLOCKS: "the number of blocks",
     api.MATRICES: "the form of the linear layers",
     api.KEYS: "the attention's keys",
     api.CLASS_ATTENTION: "the class token's attention",
@@ -54,11 +56,32 @@ WORDS = {
 Found = list[tuple[Strategy[Any], Claims]]
 
 
-def conflicts(strategies: Sequence[Strategy[Any]], facts: Facts) -> list[str]:
+def left_by(strategies: Iterable[Strategy[Any]], facts: Facts) -> Facts:
+    """What strategies that change shapes for good leave for the others."""
+    for strategy in strategies:
+        if strategy.once:
+            facts = strategy.leaves(facts)
+    return facts
+
+
+def conflicts(strategies: Sequence[Strategy[Any]], facts: Facts, *, restored: bool = False) -> list[str]:
     """Why these strategies cannot act together on this network; empty if they can.
 
     Each reason names both strategies (or the strategy and what the network lacks), the blocks, and the way out.
+
+    Args:
+        facts: of the network before they act.
+        restored: `facts` are of the network that they leave: it comes from a checkpoint.
     """
+    after = facts if restored else left_by(strategies, facts)
+    reasons = _conflicts(strategies, facts, after)
+    if after != facts and any(s.once and s.moments() for s in strategies):
+        reasons += _conflicts(strategies, facts, facts)  # the others also act on the network as it begins
+    return list(dict.fromkeys(reasons))
+
+
+def _conflicts(strategies: Sequence[Strategy[Any]], before: Facts, after: Facts) -> list[str]:
+    """Strategies that act once see the network before, the others after that."""
     reasons: list[str] = []
     for name, count in Counter(s.name for s in strategies).items():
         if count > 1:
@@ -68,11 +91,11 @@ def conflicts(strategies: Sequence[Strategy[Any]], facts: Facts) -> list[str]:
     claimed: Found = []
     for strategy in {s.name: s for s in strategies}.values():
         try:
-            claimed.append((strategy, strategy.claims(facts)))
+            claimed.append((strategy, strategy.claims(before if strategy.once else after)))
         except OptionError as error:
             reasons.append(str(error))
     for strategy, claims in claimed:
-        reasons += _missing(strategy, claims, facts)
+        reasons += _missing(strategy, claims, before if strategy.once else after)
     for (a, claims_a), (b, claims_b) in combinations(claimed, 2):
         reasons += _owned_twice(a.name, b.name, claims_a.owns & claims_b.owns)
     for (a, claims_a), (b, claims_b) in permutations(claimed, 2):
@@ -131,6 +154,13 @@ def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool) -> str
         return _beyond(blocks, student.depth, f"`{student.model}`")
     if what in (api.FINAL_TOKENS, api.DENSE_LOGITS):
         return None
+    if what == SHAPES and not blocks:
+        if student.num_inner_widths:
+            return None
+        return (
+            f"`{student.model}` has no channels inside its blocks that can be cut: {student.why_not_vit}. "
+            "Way out: a plain Vision Transformer, or a network of MLPs or ResNet blocks (Swin, PVTv2, ResNet)."
+        )
     if student.family == "other" and what in WORDS:
         return (
             f"`{student.model}` offers only logits and the features after its stages: {student.why_not_vit}. "

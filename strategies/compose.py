@@ -17,13 +17,14 @@ from strategies.api import Claim, Strategy
 from strategies.backbone import Student, TapStudent, VisionTransformerStudent
 from strategies.claims import conflicts
 from strategies.facts import Facts
-from strategies.shapes import reshape
+from strategies.shapes import WHOLE, Shapes
+from strategies.surgery import reshape
 
 ORDER = ("component", "dynamic", "distillation")
 
 
-def build_model(spec: ModelSpec, *, device: str | None = None) -> nn.Module:
-    """Create the timm network that a spec names.
+def build_model(spec: ModelSpec, shapes: Shapes = WHOLE, *, device: str | None = None) -> nn.Module:
+    """Create the timm network that a spec names, cut to the shapes that pruning left.
 
     Raises:
         ValueError: if timm refuses the arguments, or pretrained weights cannot be had; says the way out.
@@ -32,7 +33,7 @@ def build_model(spec: ModelSpec, *, device: str | None = None) -> nn.Module:
     if device is not None:
         args["device"] = device
     try:
-        return timm.create_model(spec.model, pretrained=spec.pretrained, **args)
+        model: nn.Module = timm.create_model(spec.model, pretrained=spec.pretrained, **args)
     except (TypeError, AssertionError, RuntimeError, OSError) as error:
         hint = (
             "the weights are downloaded at the first use and then cached; check the network, or set `pretrained: false`"
@@ -40,6 +41,8 @@ def build_model(spec: ModelSpec, *, device: str | None = None) -> nn.Module:
             else "check `args` against the constructor of this timm model"
         )
         raise ValueError(f"timm cannot build `{spec.model}` with {spec.args}: {error}. Way out: {hint}.") from error
+    reshape(model, shapes)
+    return model
 
 
 def runs_in_loop(model: nn.Module) -> bool:
@@ -67,31 +70,29 @@ def compose(
     strategies: Sequence[Strategy[Any]],
     facts: Facts,
     *,
-    shapes: dict[int, tuple[int, int]] | None = None,
     restored: bool = False,
 ) -> Student:
     """Attach strategies to a network: all claims first, then every change.
 
     Args:
-        model: a timm network, changed in place.
+        model: a timm network at the shapes of `facts`, changed in place.
         facts: what is known of student and teacher.
-        shapes: block → (heads, MLP width) that the network was pruned to before; it is cut to them first.
         restored: the weights will come from a checkpoint, so that strategies that act once do not act again.
 
     Raises:
         ValueError: if strategies conflict; lists every conflict.
     """
-    reasons = conflicts(strategies, facts)
+    reasons = conflicts(strategies, facts, restored=restored)
     if reasons:
         raise ValueError("these strategies cannot be combined:\n" + "\n".join(f"  - {r}" for r in reasons))
     student = student_of(model)
-    if shapes:
-        reshape(student.model, shapes)
-        student.shapes = dict(shapes)
-    for strategy in ordered(strategies):
-        if not (restored and strategy.once):
-            strategy.wrap(student, facts)
-    needs = frozenset[Claim]().union(*(s.claims(facts).needs for s in strategies))
+    student.shapes = facts.shapes
+    for strategy in (s for s in ordered(strategies) if s.once and not restored):
+        strategy.wrap(student, facts)
+    facts = facts.further(student.shapes)
+    for strategy in (s for s in ordered(strategies) if not s.once):
+        strategy.wrap(student, facts)
+    needs = needs_of(strategies, facts)
     _hand_out(student, needs, api.TAP, api.PROJECTIONS, api.FINAL_TOKENS, api.DENSE_LOGITS)
     if isinstance(student, VisionTransformerStudent):
         for what in (api.KEYS, api.CLASS_ATTENTION):
@@ -102,12 +103,21 @@ def compose(
 
 def teacher_of(student: Student, strategies: Sequence[Strategy[Any]], facts: Facts) -> Student:
     """Freeze a network into a teacher that hands out what these strategies need."""
-    needs = frozenset[Claim]().union(*(s.claims(facts).needs for s in strategies))
+    needs = needs_of(strategies, facts)
     _hand_out(student, needs, api.TEACHER_TAP, api.TEACHER_PROJECTIONS, api.TEACHER_TOKENS, api.TEACHER_DENSE_LOGITS)
     student.always_tap = True
     student.readouts.clear()
     student.companions.clear()
     return student.requires_grad_(False).eval()
+
+
+def needs_of(strategies: Sequence[Strategy[Any]], facts: Facts) -> frozenset[Claim]:
+    """What these strategies read of a network, and of its teachers.
+
+    Args:
+        facts: of the network as those that act once left it.
+    """
+    return frozenset[Claim]().union(*(s.claims(facts).needs for s in strategies))
 
 
 def _hand_out(student: Student, needs: frozenset[Claim], tap: str, projections: str, tokens: str, dense: str) -> None:

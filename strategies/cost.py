@@ -9,14 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from strategies.facts import ModelFacts
+from strategies.shapes import BlockShape, Shapes
 
-Shapes = Mapping[int, tuple[int, int]]
+Blocks = Mapping[int, tuple[int, int]]
 """Block → (heads, MLP width)."""
 
 
-def shapes_of(facts: ModelFacts, pruned: Shapes) -> dict[int, tuple[int, int]]:
-    """(heads, MLP width) of every block, where `pruned` lists those that an earlier stage has cut."""
-    return {b: pruned.get(b, (facts.num_heads, facts.mlp_hidden)) for b in range(facts.depth)}
+def blocks_of(facts: ModelFacts, shapes: Shapes) -> dict[int, BlockShape]:
+    """Widths of every block of a network that was cut to shapes.
+
+    Args:
+        facts: at these shapes.
+    """
+    whole = BlockShape(facts.num_heads, facts.mlp_hidden)
+    return {b: shapes.blocks.get(b, whole) for b in range(facts.depth)}
 
 
 def block_macs(facts: ModelFacts, num_heads: int, mlp_hidden: int) -> int:
@@ -30,14 +36,15 @@ def block_macs(facts: ModelFacts, num_heads: int, mlp_hidden: int) -> int:
     return 4 * N * D * A + 2 * N * N * A + 2 * N * D * mlp_hidden
 
 
-def network_macs(facts: ModelFacts, shapes: Shapes) -> int:
+def network_macs(facts: ModelFacts, blocks: Blocks) -> int:
     """MACs of the whole network on one image, with what strategies add or save left out.
 
     Args:
-        facts: of a network with family `vit`, plain MLPs, and a patch embedding that is one linear map.
-        shapes: every block's (heads, MLP width).
+        facts: of a network with family `vit`, plain MLPs, and a patch embedding that is one linear map; at the shapes
+            that pruning left, if it was pruned.
+        blocks: every block's (heads, MLP width).
     """
     patches = facts.num_patches * facts.patch_size**2 * facts.in_chans * facts.embed_dim
     heads = 2 if facts.has_distillation_token else 1
-    blocks = sum(block_macs(facts, *shapes[b]) for b in range(facts.depth))
-    return patches + blocks + heads * facts.embed_dim * facts.num_classes
+    inside = sum(block_macs(facts, *blocks[b]) for b in range(facts.depth))
+    return patches + inside + heads * facts.embed_dim * facts.num_classes

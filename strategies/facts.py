@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from strategies.shapes import WHOLE, Shapes
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class ModelFacts:
     global_pool: str = "token"
     can_prune: bool = True
     """Heads and MLP channels can be cut: timm's `Mlp`, and no norm inside attention or MLP."""
+    qk_norm: bool = False
+    """Queries and keys are normed over the width of a head."""
+    num_inner_widths: int = 0
+    """Of `other`: how many of its blocks' inner widths can be cut (`strategies/inner_widths.py`)."""
     tap_widths: tuple[int, ...] = ()
     """Channels of the features after each block (`vit`) or feature stage (`other`), `depth` of them. Filled by
     `strategies.catalog`; empty only where nobody asked the catalog."""
@@ -45,13 +51,47 @@ class ModelFacts:
         """Patches along one side."""
         return math.isqrt(self.num_patches)
 
+    def at(self, shapes: Shapes, now: Shapes = WHOLE) -> ModelFacts:
+        """The same network cut further. What differs between blocks stays in the shapes.
+
+        Args:
+            shapes: what is left then.
+            now: what these facts are about; nothing is cut, unless this says so.
+        """
+        if self.family != "vit":
+            return self
+        depth = self.depth + len(now.removed) - len(shapes.removed)
+        embed_dim = self.embed_dim if shapes.embed_dim is None else shapes.embed_dim
+        return replace(
+            self,
+            depth=depth,
+            embed_dim=embed_dim,
+            head_dim=self.head_dim if shapes.head_dim is None else shapes.head_dim,
+            tap_widths=(embed_dim,) * depth,
+        )
+
 
 @dataclass(frozen=True)
 class Facts:
     """Everything a strategy may look at before anything is built."""
 
     student: ModelFacts
+    """At `shapes`: its depth and widths are those that pruning left."""
     teacher: ModelFacts | None = None
     """`None` when the stage has no teacher."""
-    shapes: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Block → (heads, MLP width) where an earlier stage has pruned; empty otherwise."""
+    shapes: Shapes = WHOLE
+    """What earlier pruning left of the student."""
+
+    @classmethod
+    def of(cls, student: ModelFacts, shapes: Shapes, teacher: ModelFacts | None = None) -> Facts:
+        """Facts of a pruned network.
+
+        Args:
+            student: as timm builds it.
+            shapes: what is left of it.
+        """
+        return cls(student.at(shapes), teacher, shapes)
+
+    def further(self, shapes: Shapes) -> Facts:
+        """The same with a student that was cut to these shapes since."""
+        return replace(self, student=self.student.at(shapes, self.shapes), shapes=shapes)

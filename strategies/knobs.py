@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from specs.problems import listed, nearest
 from strategies import registry
 from strategies.api import Strategy
-from strategies.claims import conflicts
+from strategies.claims import conflicts, left_by
 from strategies.facts import Facts
 
 Sweeps = dict[str, list[float]]
@@ -66,7 +66,7 @@ def sweeps_of(
         knob, trained = knob_of(strategy), trained_setting(strategy)
         if knob is None or trained is None or not strategy.deployed:
             continue
-        asked = strategy.sweep(facts) if wanted is None else wanted.get(knob, ())
+        asked = strategy.sweep(left_by(strategies, facts)) if wanted is None else wanted.get(knob, ())
         possible = {trained}
         for setting in sorted({float(s) for s in asked} - possible):
             try:

@@ -1,53 +1,89 @@
-"""Cut a Vision Transformer's blocks to pruned shapes, so that pruned weights can be loaded."""
+"""What pruning left of a network, as one value that planning, checkpoints and the closed form of cost share.
+
+Loads no torch. `strategies/surgery.py` cuts networks to such shapes.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import nn
-
-
-def narrow_linear(
-    layer: nn.Linear, *, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None
-) -> nn.Linear:
-    """A new linear layer with some outputs (rows) and inputs (columns) of another; index tensors, int64."""
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    if rows is not None:
-        weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
-    if columns is not None:
-        weight = weight.index_select(1, columns)
-    # On the meta device first: initialisation would draw from the random numbers that training is to see.
-    cut = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
-    cut = cut.to_empty(device=weight.device)
-    with torch.no_grad():
-        cut.weight.copy_(weight)
-        if bias is not None:
-            cut.bias.copy_(bias)
-    return cut
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 
-def keep_heads(attn: Any, heads: torch.Tensor) -> None:
-    """Physically keep some heads of a timm `Attention` (int64 indices, at least one); the head width stays."""
-    assert type(attn.norm) is nn.Identity, "a norm over the heads would have to be cut too (ModelFacts.can_prune)"
-    E, H = attn.head_dim, attn.num_heads
-    device = attn.qkv.weight.device
-    channels = (heads.to(device)[:, None] * E + torch.arange(E, device=device)).flatten()
-    rows = torch.cat([part * H * E + channels for part in range(3)])
-    attn.qkv = narrow_linear(attn.qkv, rows=rows)
-    attn.proj = narrow_linear(attn.proj, columns=channels)
-    attn.num_heads, attn.attn_dim = len(heads), len(heads) * E
+class BlockShape(NamedTuple):
+    """Widths inside one block of a Vision Transformer."""
+
+    num_heads: int
+    mlp_hidden: int
+    """Channels between the two layers of the MLP."""
 
 
-def keep_channels(mlp: Any, channels: torch.Tensor) -> None:
-    """Physically keep some hidden channels of a timm `Mlp` (int64 indices, at least one)."""
-    channels = channels.to(mlp.fc1.weight.device)
-    assert type(mlp.norm) is nn.Identity, "a norm over the channels would have to be cut too (ModelFacts.can_prune)"
-    mlp.fc1, mlp.fc2 = narrow_linear(mlp.fc1, rows=channels), narrow_linear(mlp.fc2, columns=channels)
+@dataclass(frozen=True)
+class Shapes:
+    """Where a network is smaller than timm builds it; the default is the whole network. False if nothing is."""
+
+    blocks: Mapping[int, BlockShape] = field(default_factory=dict)
+    """Block → its widths where they were cut. Blocks are counted among those that are left."""
+    embed_dim: int | None = None
+    """Width of the tokens; `None` = timm's."""
+    head_dim: int | None = None
+    """Width of every head; `None` = timm's."""
+    removed: tuple[int, ...] = ()
+    """Blocks that are gone, ascending, counted as timm builds them."""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Inner width → its channels, where networks outside of the loop were cut (`surgery.inner_widths`)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", {b: BlockShape(*shape) for b, shape in sorted(self.blocks.items())})
+        object.__setattr__(self, "widths", dict(sorted(self.widths.items())))
+        object.__setattr__(self, "removed", tuple(sorted(self.removed)))
+
+    def __bool__(self) -> bool:
+        return self != WHOLE
+
+    def __hash__(self) -> int:
+        blocks, widths = tuple(self.blocks.items()), tuple(self.widths.items())
+        return hash((blocks, self.embed_dim, self.head_dim, self.removed, widths))
+
+    def left(self, depth: int) -> list[int]:
+        """Blocks that are left, counted as timm builds them.
+
+        Args:
+            depth: blocks of the network as timm builds it.
+        """
+        return [b for b in range(depth) if b not in self.removed]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; what is as timm builds it is left out."""
+        said: dict[str, Any] = {
+            "blocks": {str(b): list(shape) for b, shape in self.blocks.items()},
+            "embed_dim": self.embed_dim,
+            "head_dim": self.head_dim,
+            "removed": list(self.removed),
+            "widths": dict(self.widths),
+        }
+        return {k: v for k, v in said.items() if v not in (None, {}, [])}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Shapes:
+        """What `to_json` gave, or the older form, block → [heads, MLP width].
+
+        Raises:
+            ValueError, TypeError, AttributeError: if it is neither.
+        """
+        if all(key.isdigit() for key in said):
+            said = {"blocks": said}
+        unknown = sorted(said.keys() - cls.__dataclass_fields__.keys())
+        if unknown:
+            raise ValueError(f"shapes hold nothing called {', '.join(unknown)}")
+        return cls(
+            blocks={int(b): BlockShape(int(h), int(m)) for b, (h, m) in said.get("blocks", {}).items()},
+            embed_dim=None if said.get("embed_dim") is None else int(said["embed_dim"]),
+            head_dim=None if said.get("head_dim") is None else int(said["head_dim"]),
+            removed=tuple(int(b) for b in said.get("removed", ())),
+            widths={str(name): int(width) for name, width in said.get("widths", {}).items()},
+        )
 
 
-def reshape(model: Any, shapes: dict[int, tuple[int, int]]) -> None:
-    """Cut blocks to (heads, MLP width); which ones are kept does not matter, weights are loaded afterwards."""
-    for block, (num_heads, hidden) in shapes.items():
-        keep_heads(model.blocks[block].attn, torch.arange(num_heads))
-        keep_channels(model.blocks[block].mlp, torch.arange(hidden))
+WHOLE = Shapes()
+"""Nothing is cut."""

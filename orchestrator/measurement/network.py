@@ -101,8 +101,8 @@ def load_deployed(folder: Path, settings: Mapping[str, float] = MappingProxyType
             strategies[i] = turned(strategy, settings[knob])
     lasting = [s for s in strategies if s.deployed]
     facts = facts_of(saved.model)
-    known = Facts(facts, saved.teacher or facts, saved.shapes)
-    student = compose(build_model(saved.model), lasting, known, shapes=saved.shapes, restored=True)
+    known = Facts.of(facts, saved.shapes, saved.teacher or facts)
+    student = compose(build_model(saved.model, saved.shapes), lasting, known, restored=True)
     dropped = tuple(f"{EXTRAS}{s.name}." for s in strategies if not s.deployed)
     try:
         student.load_network_state({k: v for k, v in saved.state.items() if not k.startswith(dropped)})

@@ -14,6 +14,7 @@ from specs.data import DataSpec
 from specs.model import ModelSpec
 from strategies.catalog import facts_of, takes_image_size
 from strategies.facts import ModelFacts
+from strategies.shapes import WHOLE, Shapes
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 """Files of a slimvit checkpoint folder."""
@@ -29,10 +30,11 @@ class Network:
     model: ModelSpec
     """The timm network, its arguments complete."""
     facts: ModelFacts
+    """At `shapes`."""
     identity: dict[str, Any]
     """What the network is, for digests: the digest of a stage, of a file, or the model itself."""
-    shapes: dict[int, tuple[int, int]]
-    """Block → (heads, MLP width) where a checkpoint was pruned."""
+    shapes: Shapes
+    """What pruning left of it; of a stage that is still to prune, what can be known of that (`Strategy.leaves`)."""
 
 
 def student_model(spec: ModelSpec, data: DataSpec, num_classes: int) -> ModelSpec:
@@ -86,7 +88,7 @@ def from_timm(model: ModelSpec, data: DataSpec) -> Network:
     """
     _check_published(model)
     return Network(
-        NetworkSource(model=model), model, facts_at(model, data), {"model": model.model_dump(mode="json")}, {}
+        NetworkSource(model=model), model, facts_at(model, data), {"model": model.model_dump(mode="json")}, WHOLE
     )
 
 
@@ -126,7 +128,7 @@ def from_checkpoint(path: str, model: ModelSpec | None, data: DataSpec) -> Netwo
     if where.is_dir():
         described, shapes, digest = _folder(where)
         source = NetworkSource(checkpoint=str(where))
-        return Network(source, described, facts_at(described, data), {"checkpoint": digest}, shapes)
+        return Network(source, described, facts_at(described, data).at(shapes), {"checkpoint": digest}, shapes)
     if not where.is_file():
         raise ValueError(
             f"there is no checkpoint `{where}`. Way out: a folder with `{WEIGHTS}` and `{DESCRIPTION}`, "
@@ -137,10 +139,10 @@ def from_checkpoint(path: str, model: ModelSpec | None, data: DataSpec) -> Netwo
     # The weights are in the file; published ones need not be downloaded first.
     bare = model.model_copy(update={"pretrained": False})
     identity = {"checkpoint": _sha256(where, _stamp(where)), "model": bare.model_dump(mode="json")}
-    return Network(NetworkSource(checkpoint=str(where), model=bare), bare, facts_at(bare, data), identity, {})
+    return Network(NetworkSource(checkpoint=str(where), model=bare), bare, facts_at(bare, data), identity, WHOLE)
 
 
-def _folder(folder: Path) -> tuple[ModelSpec, dict[int, tuple[int, int]], str]:
+def _folder(folder: Path) -> tuple[ModelSpec, Shapes, str]:
     missing = [name for name in (WEIGHTS, DESCRIPTION) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -150,7 +152,7 @@ def _folder(folder: Path) -> tuple[ModelSpec, dict[int, tuple[int, int]], str]:
     try:
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         model = ModelSpec.model_validate(described["model"])
-        shapes = {int(block): (int(h), int(m)) for block, (h, m) in described["shapes"].items()}
+        shapes = Shapes.from_json(described["shapes"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`{folder / DESCRIPTION}` cannot be read: {error!r}. Way out: write the checkpoint again."

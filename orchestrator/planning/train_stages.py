@@ -21,7 +21,7 @@ from specs.strategy import StrategyConfig
 from strategies import registry
 from strategies.api import Strategy
 from strategies.catalog import UnknownModelError
-from strategies.claims import conflicts
+from strategies.claims import conflicts, left_by
 from strategies.facts import Facts
 
 NOT_IN_DATA_DIGEST = {"root", "download", "loader_workers"}
@@ -156,7 +156,8 @@ class TrainStages:
                 num_classes=manifest.num_classes,
                 seed=seed,
             )
-        left = Network(NetworkSource(stage=digest), student.model, student.facts, {"stage": digest}, {})
+        after = left_by([strategy for strategy, _ in built], facts)
+        left = Network(NetworkSource(stage=digest), student.model, after.student, {"stage": digest}, after.shapes)
         return Node(stage, left, frozenset(axes))
 
     def _student(
@@ -239,13 +240,13 @@ class TrainStages:
 
     def _verdict(self, built: list[tuple[Strategy[Any], dict[str, Any]]], facts: Facts) -> tuple[tuple[str, ...], bool]:
         """Why the strategies cannot act together, and whether any needs the teacher."""
-        shapes = tuple(sorted(facts.shapes.items()))
-        key = (tuple(id(strategy) for strategy, _ in built), facts.student, facts.teacher, shapes)
+        key = (tuple(id(strategy) for strategy, _ in built), facts.student, facts.teacher, facts.shapes)
         found = self._verdicts.get(key)
         if found is None:
             strategies = [strategy for strategy, _ in built]
             reasons = tuple(conflicts(strategies, facts))
-            needs = any(_needs_teacher(strategy, facts) for strategy in strategies) if not reasons else True
+            after = facts if reasons else left_by(strategies, facts)
+            needs = any(_needs_teacher(strategy, after) for strategy in strategies) if not reasons else True
             found = self._verdicts[key] = (reasons, needs)
         return found
 

@@ -26,6 +26,7 @@ from strategies.backbone import Student
 from strategies.catalog import facts_of
 from strategies.compose import build_model, compose
 from strategies.facts import Facts, ModelFacts
+from strategies.shapes import Shapes
 
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -37,8 +38,8 @@ class SavedNetwork:
 
     model: ModelSpec
     """The timm network, its arguments complete; `pretrained` is false, as the weights are in `state`."""
-    shapes: dict[int, tuple[int, int]]
-    """Block → (heads, MLP width) where it was pruned."""
+    shapes: Shapes
+    """What pruning left of it."""
     strategies: tuple[StrategyConfig, ...]
     num_classes: int
     teacher: ModelFacts | None
@@ -71,7 +72,7 @@ def save_network(
     description = {
         "format_version": FORMAT_VERSION,
         "model": model.model_dump(mode="json"),
-        "shapes": {str(block): list(shape) for block, shape in sorted(student.shapes.items())},
+        "shapes": student.shapes.to_json(),
         "strategies": [config.model_dump(mode="json") for config in strategies],
         "num_classes": num_classes,
         "teacher": None if teacher is None else asdict(teacher),
@@ -128,7 +129,7 @@ def read_network(folder: Path) -> SavedNetwork:
         teacher = content["teacher"]
         return SavedNetwork(
             model=ModelSpec.model_validate(content["model"]).model_copy(update={"pretrained": False}),
-            shapes={int(block): (int(heads), int(mlp)) for block, (heads, mlp) in content["shapes"].items()},
+            shapes=Shapes.from_json(content["shapes"]),
             strategies=configs,
             num_classes=int(content["num_classes"]),
             teacher=None if teacher is None else ModelFacts(**teacher | {"tap_widths": tuple(teacher["tap_widths"])}),
@@ -146,8 +147,8 @@ def load_network(folder: Path) -> Student:
     """
     saved = read_network(folder)
     strategies: list[Strategy[Any]] = [registry.build(config) for config in saved.strategies]
-    facts = Facts(facts_of(saved.model), saved.teacher, saved.shapes)
-    student = compose(build_model(saved.model), strategies, facts, shapes=saved.shapes, restored=True)
+    facts = Facts.of(facts_of(saved.model), saved.shapes, saved.teacher)
+    student = compose(build_model(saved.model, saved.shapes), strategies, facts, restored=True)
     try:
         student.load_network_state(saved.state)
     except RuntimeError as error:

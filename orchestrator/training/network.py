@@ -20,9 +20,10 @@ from strategies import registry
 from strategies.api import TEACHER_LOGITS, Strategy
 from strategies.backbone import EXTRAS, Student
 from strategies.catalog import facts_of
-from strategies.compose import build_model, compose, ordered, student_of, teacher_of
+from strategies.claims import left_by
+from strategies.compose import build_model, compose, needs_of, ordered, student_of, teacher_of
 from strategies.facts import Facts, ModelFacts
-from strategies.shapes import reshape
+from strategies.shapes import WHOLE
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,16 @@ def assemble(stage: TrainStage, store: ArtifactSource, device: torch.device) -> 
         teacher, teacher_facts = None, None
         if stage.teacher is not None:
             teacher, teacher_facts = _teacher(stage.teacher, store)
-        shapes = saved.shapes if saved is not None else {}
-        facts = Facts(facts_of(spec), teacher_facts, shapes)
+        facts = Facts.of(facts_of(spec), WHOLE if saved is None else saved.shapes, teacher_facts)
         _check_fit(stage, facts, strategies)
         absent = frozenset() if saved is None else model.state_dict().keys() - saved.state.keys()
         seed_all(derive(stage.seed, "strategies"))
-        student = compose(model, strategies, facts, shapes=shapes)
+        student = compose(model, strategies, facts)
         if saved is not None:
             _check_nothing_is_missing(student, absent, saved)
             _inherit_extras(student, saved.state)
         if teacher is not None:
-            teacher = teacher_of(teacher, strategies, facts).to(device)
+            teacher = teacher_of(teacher, strategies, facts.further(student.shapes)).to(device)
     except ValueError as error:
         raise SpecError(f"stage `{stage.label}`: {error}") from error
     return Networks(student.to(device), teacher, strategies, spec, facts)
@@ -73,8 +73,7 @@ def _timm_model(source: NetworkSource, store: ArtifactSource) -> tuple[nn.Module
     folder = _folder(source, store)
     if folder is not None:
         saved = read_network(folder)
-        model = build_model(saved.model)
-        reshape(model, saved.shapes)
+        model = build_model(saved.model, saved.shapes)
         _load(model, {k: v for k, v in saved.state.items() if not k.startswith(EXTRAS)}, folder, partly=True)
         return model, saved.model, saved
     assert source.model is not None, "a network comes from a stage, a checkpoint or a model"
@@ -89,7 +88,8 @@ def _teacher(source: NetworkSource, store: ArtifactSource) -> tuple[Student, Mod
     """The teaching network; from an artefact with its strategies, so that it answers as it was measured."""
     folder = _folder(source, store)
     if folder is not None:
-        return load_network(folder), facts_of(read_network(folder).model)
+        saved = read_network(folder)
+        return load_network(folder), facts_of(saved.model).at(saved.shapes)
     model, spec, _ = _timm_model(source, store)
     own = getattr(model, "pretrained_cfg", {}).get("num_classes")
     if spec.pretrained and own != getattr(model, "num_classes", own):
@@ -172,7 +172,7 @@ def _check_fit(stage: TrainStage, facts: Facts, strategies: list[Strategy[Any]])
             f"the student `{facts.student.model}` tells {facts.student.num_classes} classes apart, and the data has "
             f"{stage.num_classes}; set `num_classes: {stage.num_classes}` in its `args`"
         )
-    reads_logits = any(claim.what == TEACHER_LOGITS for s in strategies for claim in s.claims(facts).needs)
+    reads_logits = any(claim.what == TEACHER_LOGITS for claim in needs_of(strategies, left_by(strategies, facts)))
     if facts.teacher is not None and reads_logits and facts.teacher.num_classes != facts.student.num_classes:
         raise ValueError(
             f"the teacher `{facts.teacher.model}` has {facts.teacher.num_classes} classes and the student "

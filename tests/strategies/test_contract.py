@@ -104,8 +104,8 @@ def test_its_weights_move_to_a_rebuilt_network(name: str, index: int) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
     from strategies.compose import build_model, compose
 
-    again = example(name, index)
-    rebuilt = compose(build_model(toy()), [again], facts_for(toy()), shapes=network.shapes, restored=True)
+    again, facts = example(name, index), facts_for(toy()).further(network.shapes)
+    rebuilt = compose(build_model(toy(), network.shapes), [again], facts, restored=True)
     rebuilt.load_network_state(network.network_state())
     for one in (network, rebuilt):
         acting.at(one, 1.0)

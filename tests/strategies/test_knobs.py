@@ -40,7 +40,7 @@ def test_a_sweep_runs_on_the_same_weights(name: str) -> None:
         other = turned(acting, setting)
         assert trained_setting(other) == setting
         assert not conflicts([other], facts)
-        rebuilt = compose(build_model(toy()), [other], facts, shapes=network.shapes, restored=True)
+        rebuilt = compose(build_model(toy(), network.shapes), [other], facts.further(network.shapes), restored=True)
         rebuilt.load_network_state(network.network_state())
         other.at(rebuilt, 1.0)
         with torch.no_grad():
