@@ -51,8 +51,9 @@ class TokenReorganizationConfig(StrategyConfig):
     """Share of the stage over which the rate falls from 1 to `keep_rate`, along a cosine. 0 = `keep_rate` from the
     first step."""
 
-    levels: PositiveInt = 8
-    """Steps in which it falls: each is another number of tokens, for which a compiled network is compiled again."""
+    levels: PositiveInt = 4
+    """Steps in which it falls: each is another number of tokens, for which a compiled network is compiled again. Torch
+    keeps 8 graphs, those of the end and of evaluation among them, and runs without compiling beyond."""
 
 
 class TokenReorganization(Strategy[TokenReorganizationConfig]):

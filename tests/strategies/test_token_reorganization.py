@@ -13,7 +13,7 @@ from strategies.api import OptionError
 from strategies.attention import Look
 from strategies.catalog import facts_of
 from strategies.compose import build_model, compose
-from strategies.dynamic.selection import attention_received, choose, fuse, num_kept
+from strategies.dynamic.selection import attention_received, choose, fuse
 from strategies.dynamic.token_reorganization import Reorganize, falling
 from strategies.facts import Facts
 from strategies.state import State
@@ -65,17 +65,6 @@ def test_gradients_reach_tokens_and_attention() -> None:
 
     inputs = (state.x.requires_grad_(), attention_received(attention, 1).requires_grad_())
     assert torch.autograd.gradcheck(fused, inputs)
-
-
-def test_of_equal_scores_the_earlier_goes_on() -> None:
-    assert choose(torch.tensor([[1.0, 2.0, 1.0, 1.0]]), 2, 1).going.tolist() == [[0, 1, 2]]
-
-
-def test_rates_are_rounded_up_whatever_floats_say() -> None:
-    assert [num_kept(n, 0.7) for n in (196, 139, 99, 10, 1)] == [138, 98, 70, 7, 1]
-    assert num_kept(10, 0.1 + 0.2) == 3
-    assert num_kept(64, 1e-6) == 1
-    assert num_kept(64, 1.0) == 64
 
 
 def tokens_after(options: dict[str, Any], variant: str = "plain") -> list[int]:
