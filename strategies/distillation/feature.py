@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from specs.strategy import StrategyConfig
 from strategies.api import CLASS_TOKEN, TAP, TEACHER_TAP, Claim, Claims, OptionError, Strategy, at_blocks
+from strategies.distillation.pairs import Pairs, last_pair, refuse_twice
 from strategies.facts import Facts
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ class FeatureConfig(StrategyConfig):
             raise ValueError(
                 "`class_token` has no place on the grid that `projector: conv` runs over; write `projector: linear`"
             )
-        if self.pairs is not None and len(set(self.pairs)) != len(self.pairs):
-            raise ValueError("`pairs` holds a pair twice; write each pair once")
+        refuse_twice("pairs", self.pairs)
         return self
 
 
@@ -74,12 +74,9 @@ class Feature(Strategy[FeatureConfig]):
     deployed = False
     Config = FeatureConfig
 
-    def pairs(self, facts: Facts) -> tuple[tuple[int, int], ...]:
+    def pairs(self, facts: Facts) -> Pairs:
         """(student block, teacher block) of every comparison."""
-        if self.config.pairs is not None:
-            return self.config.pairs
-        teacher_depth = facts.teacher.depth if facts.teacher else 1
-        return ((max(0, facts.student.depth - 1), max(0, teacher_depth - 1)),)
+        return last_pair(facts) if self.config.pairs is None else self.config.pairs
 
     def claims(self, facts: Facts) -> Claims:
         """Reads the student's and the teacher's tokens after the paired blocks."""
@@ -99,15 +96,11 @@ class Feature(Strategy[FeatureConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Give the student one projector a pair."""
+        from strategies.component.patch_grid import refuse_patch_drop
         from strategies.distillation.projectors import Projectors
 
         assert facts.teacher is not None, "claims ask for a teacher"
-        patch_drop = getattr(student.model, "patch_drop", None)
-        if getattr(patch_drop, "prob", 0.0):
-            raise ValueError(
-                "feature: the student drops patches at random in training (`patch_drop_rate`), so its patches have no "
-                "places to compare. Way out: `patch_drop_rate: 0` in the student's `args`."
-            )
+        refuse_patch_drop(self.name, student.model)
         projectors = Projectors(
             self.pairs(facts),
             facts.student.tap_widths,
