@@ -26,8 +26,9 @@ KERNEL = 5
 
 
 def elu_features(x: Tensor) -> Tensor:
-    """elu(x) + 1, element-wise: positive everywhere."""
-    return F.elu(x) + 1
+    """elu(x) + 1, element-wise: positive everywhere. Written as relu(x) + exp(min(x, 0)), which is several times faster
+    on a CPU."""
+    return F.relu(x) + x.clamp(max=0).exp()
 
 
 def focused_features(x: Tensor) -> Tensor:

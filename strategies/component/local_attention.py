@@ -26,7 +26,7 @@ def window_attention(
 
     Args:
         q, k, v: [R, H, P + h·w, E], prefix tokens first.
-        grid: (h, w); where a side is no multiple of the window, the last windows are filled up and the filling masked.
+        grid: (h, w); where a side is no multiple of the window, the last windows are smaller.
         window: side of a window, in patches.
         dropout: of attention weights.
 
@@ -34,55 +34,55 @@ def window_attention(
         [R, H, P + h·w, E].
     """
     P = q.shape[2] - grid[0] * grid[1]
-    qw, kw, vw = (_windows(t[:, :, P:], grid, window) for t in (q, k, v))
-    num = qw.shape[1]
-
-    def in_every_window(t: Tensor) -> Tensor:
-        return t[:, :, :P].unsqueeze(1).expand(-1, num, -1, -1, -1)
-
-    keys, values = torch.cat([in_every_window(k), kw], dim=3), torch.cat([in_every_window(v), vw], dim=3)
-    mask = _mask(grid, window, P, q.device)
-    if mask is not None:
-        mask = mask.expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
-    y = F.scaled_dot_product_attention(
-        qw.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), attn_mask=mask, dropout_p=dropout
-    )
-    patches = _picture(y.unflatten(0, (q.shape[0], num)), grid, window)
+    pictures = [t[:, :, P:].unflatten(2, grid) for t in (q, k, v)]
+    prefix_keys = (k[:, :, :P], v[:, :, :P])
+    rows = []
+    for down in _spans(grid[0], window):
+        parts = []
+        for across in _spans(grid[1], window):
+            region = [t[:, :, down.start : down.stop, across.start : across.stop] for t in pictures]
+            parts.append(_region(region, prefix_keys, (down.step, across.step), dropout))
+        rows.append(torch.cat(parts, dim=3))
+    patches = torch.cat(rows, dim=2).flatten(2, 3)
     if P == 0:
         return patches
     prefix = F.scaled_dot_product_attention(q[:, :, :P], k, v, dropout_p=dropout)
     return torch.cat([prefix, patches], dim=2)
 
 
-def _filled(grid: tuple[int, int], window: int) -> tuple[int, int]:
-    """Windows down and across."""
-    return math.ceil(grid[0] / window), math.ceil(grid[1] / window)
+def _spans(side: int, window: int) -> list[range]:
+    """A side cut into whole windows and what is left: ranges whose steps are the windows' sides."""
+    whole = side // window * window
+    spans = [range(0, whole, window), range(whole, side, side - whole or 1)]
+    return [span for span in spans if len(span)]
 
 
-def _windows(t: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-    """[R, H, h·w, E] → [R, windows, H, window², E], filled up with zeros."""
-    (h, w), (down, across) = grid, _filled(grid, window)
-    t = t.unflatten(2, grid)
-    if (h, w) != (down * window, across * window):
-        t = F.pad(t, (0, 0, 0, across * window - w, 0, down * window - h))
-    t = t.unflatten(3, (across, window)).unflatten(2, (down, window))  # [R, H, down, window, across, window, E]
-    return t.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(1, 2)
+def _region(qkv: list[Tensor], prefix_keys: tuple[Tensor, Tensor], size: tuple[int, int], dropout: float) -> Tensor:
+    """Attention in a part of the picture that windows of one size fill.
 
+    Args:
+        qkv: three of [R, H, rows, columns, E].
+        prefix_keys: keys and values that every window sees, [R, H, P, E] each.
+        size: rows and columns of a window; they divide those of the part.
 
-def _picture(y: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-    """[R, windows, H, window², E] → [R, H, h·w, E], without the filling."""
-    y = y.unflatten(3, (window, window)).unflatten(1, _filled(grid, window))
-    y = y.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
-    return y[:, :, : grid[0], : grid[1]].flatten(2, 3)
+    Returns:
+        [R, H, rows, columns, E].
+    """
+    R, _, rows, columns, _ = qkv[0].shape
+    down, across = rows // size[0], columns // size[1]
 
+    def windows(t: Tensor) -> Tensor:  # [R, down · across, H, rows · columns of a window, E]
+        t = t.unflatten(3, (across, size[1])).unflatten(2, (down, size[0]))
+        return t.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(1, 2)
 
-def _mask(grid: tuple[int, int], window: int, num_prefix: int, device: torch.device) -> Tensor | None:
-    """Which keys each window may see [1, windows, 1, 1, P + window²] (bool); `None` where nothing was filled up."""
-    (h, w), (down, across) = grid, _filled(grid, window)
-    if (h, w) == (down * window, across * window):
-        return None
-    real = _windows(torch.ones(1, 1, h * w, 1, device=device), grid, window)  # [1, windows, 1, window², 1]
-    return F.pad(real.squeeze(-1).unsqueeze(-2) > 0, (num_prefix, 0), value=True)
+    def with_prefix(t: Tensor, prefix: Tensor) -> Tensor:
+        return torch.cat([prefix.unsqueeze(1).expand(-1, down * across, -1, -1, -1), windows(t)], dim=3).flatten(0, 1)
+
+    q, k, v = qkv
+    keys, values = with_prefix(k, prefix_keys[0]), with_prefix(v, prefix_keys[1])
+    y = F.scaled_dot_product_attention(windows(q).flatten(0, 1), keys, values, dropout_p=dropout)
+    y = y.unflatten(2, size).unflatten(0, (R, down, across))  # [R, down, across, H, rows, columns, E]
+    return y.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
 
 
 class Windows:

@@ -42,7 +42,8 @@ class RotaryPositionConfig(StrategyConfig):
 class RotaryPosition(Strategy[RotaryPositionConfig]):
     """Turn pairs of channels of queries and keys by angles that grow with row and column (RoPE for ViT).
 
-    Scores then depend on how far two patches are apart. With θ_t = theta^(−4t/E), E the head width:
+    Scores then depend on how far two patches are apart. Channels t and t + E/2 are pair t, E the head width; with
+    θ_t = theta^(−4t/E):
     `axial`: pair 2t turns by θ_t·column, pair 2t + 1 by θ_t·row.
     `mixed`: pair t of each head turns by f_t·row + g_t·column, f and g learned; they start as θ_t in two directions at
     a right angle, turned at random for each head.

@@ -50,10 +50,18 @@ def mixed_angles(position: Tensor, frequency: Tensor) -> Tensor:
     return row * frequency[0].unsqueeze(1) + column * frequency[1].unsqueeze(1)
 
 
-def turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn channels 2t and 2t + 1 of x [R, H, N, E] as a pair; `cosine` and `sine` are [R or 1, H or 1, N, E/2]."""
-    a, b = x.unflatten(-1, (-1, 2)).unbind(dim=-1)
-    return torch.stack([a * cosine - b * sine, a * sine + b * cosine], dim=-1).flatten(-2)
+def turn(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn channels t and t + E/2 as a pair: (a, b) → (a cos − b sin, b cos + a sin).
+
+    Which channels make a pair is free, as the layers before learn to fill them; halves are faster than neighbours.
+
+    Args:
+        x: [R, H, N, E].
+        angles: radians [R or 1, H or 1, N, E/2].
+    """
+    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    others = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * torch.cat([cosine, cosine], dim=-1), others, torch.cat([-sine, sine], dim=-1))
 
 
 def start_of_mixed(num_heads: int, head_dim: int, theta: float) -> Tensor:
@@ -89,11 +97,6 @@ def _places(state: State) -> Tensor:
     return state.position[:1] if state.position.stride(0) == 0 else state.position
 
 
-def _turned(q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-    cosine, sine = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
-    return turn(q, cosine, sine), turn(k, cosine, sine)
-
-
 class Axial:
     """Turns the queries and keys of one block; nothing to learn."""
 
@@ -102,7 +105,8 @@ class Axial:
 
     def __call__(self, q: Tensor, k: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """[R, H, N, E] each → the same, turned."""
-        return _turned(q, k, axial_angles(_places(state), self.frequency.to(q.device)))
+        angles = axial_angles(_places(state), self.frequency.to(q.device))
+        return turn(q, angles), turn(k, angles)
 
 
 class Mixed(nn.Module):
@@ -114,4 +118,5 @@ class Mixed(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """[R, H, N, E] each → the same, turned."""
-        return _turned(q, k, mixed_angles(_places(state), self.frequency.float()))
+        angles = mixed_angles(_places(state), self.frequency.float())
+        return turn(q, angles), turn(k, angles)

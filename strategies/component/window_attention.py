@@ -24,8 +24,7 @@ class WindowAttentionConfig(StrategyConfig):
 
     window: PositiveInt | None = 7
     """Side of a window, in patches; `null`, or the grid's side and more, is one window of everything, which is plain
-    attention. A grid that is no multiple is filled up on the right and at the bottom; what fills it is computed, and
-    attended by nobody."""
+    attention. Where the grid is no multiple, the last windows on the right and at the bottom are smaller."""
 
     global_blocks: tuple[NonNegativeInt, ...] | None = None
     """Blocks that keep attention over the whole picture, counted from 0; `null` = the last of each quarter of the
@@ -37,8 +36,8 @@ class WindowAttention(Strategy[WindowAttentionConfig]):
 
     A patch attends to the patches of its window and to all prefix tokens; class, distillation and register tokens
     attend to everything. No weight is added or taken away, so pretrained networks fit as they are. Of the 2·N²·D MACs
-    of scores and weighted values, 2·(n·(w² + P) + P·N)·D remain (n patches, P prefix tokens, N = n + P, window side w;
-    n of the filled-up grid).
+    of scores and weighted values, 2·(Σ s² + P·n + P·N)·D remain (n patches, P prefix tokens, N = n + P, s patches in
+    each window: w² in whole ones).
     """
 
     kind = "component"

@@ -92,7 +92,7 @@ def test_additive_equals_the_papers_definition() -> None:
     q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
     expected = torch.zeros_like(x)
     for image in range(2):
-        alpha = [float(q[image, i] @ seam.w) / math.sqrt(48) for i in range(10)]
+        alpha = [(q[image, i] @ seam.w).item() / math.sqrt(48) for i in range(10)]
         length = math.sqrt(sum(a * a for a in alpha))
         pooled = sum(a / length * q[image, i] for i, a in enumerate(alpha))
         for i in range(10):

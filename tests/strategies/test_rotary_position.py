@@ -42,8 +42,8 @@ def turned_by_hand(x: torch.Tensor, position: torch.Tensor, seam: Any, kind: str
                         angle = theta * (column if t % 2 == 0 else row)
                     else:
                         angle = row * seam.frequency[0, h, t].item() + column * seam.frequency[1, h, t].item()
-                    z = complex(*x[r, h, n, 2 * t : 2 * t + 2].tolist()) * cmath.exp(1j * angle)
-                    y[r, h, n, 2 * t : 2 * t + 2] = torch.tensor([z.real, z.imag])
+                    z = complex(*x[r, h, n, [t, t + E // 2]].tolist()) * cmath.exp(1j * angle)
+                    y[r, h, n, [t, t + E // 2]] = torch.tensor([z.real, z.imag])
     return y
 
 
