@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from cluster.storage import MARKER
@@ -40,6 +40,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(Path(root).expanduser()))
+        self._root = str(self.root)
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self.root)!r})"
@@ -103,7 +104,7 @@ class LocalStore:
 
     def committed(self, name: str) -> bool:
         """Whether the marker is there."""
-        return (self._folder(name) / MARKER).is_file()
+        return os.path.isfile(os.path.join(self._place(name), MARKER))
 
     def fetch(self, name: str, files: Collection[str] | None = None) -> Path:
         """The artefact's own folder, every digest (or those of `files`) verified; treat it as read-only.
@@ -112,24 +113,27 @@ class LocalStore:
             FileNotFoundError: if there is no such artefact.
             ValueError: if a file is missing or differs from its digest.
         """
-        folder = self._folder(name)
+        folder = self._place(name)  # text, because path objects cost as much as reading small files
         for file, expected in self._marker(name).items():
             if files is not None and file not in files:
                 continue
-            path = folder / file
-            if not path.is_file():
+            path = os.path.join(folder, file)
+            try:
+                size, digest = _size_and_sha256(path)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 problem = "is missing"
-            elif (size := path.stat().st_size) != expected["size"]:
-                problem = f"has {size} bytes instead of {expected['size']}"
-            elif (digest := _sha256(path)) != expected["sha256"]:
-                problem = f"has SHA-256 {digest[:12]}… instead of {expected['sha256'][:12]}…"
             else:
-                continue
+                if size != expected["size"]:
+                    problem = f"has {size} bytes instead of {expected['size']}"
+                elif digest != expected["sha256"]:
+                    problem = f"has SHA-256 {digest[:12]}… instead of {expected['sha256'][:12]}…"
+                else:
+                    continue
             raise ValueError(
                 f"artefact `{name}` is damaged: `{path}` {problem}. Delete the folder `{folder}`; `slimvit run` "
                 "computes what it held anew"
             )
-        return folder
+        return Path(folder)
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of all committed artefacts below a prefix (whole parts: `progress/ab` does not match
@@ -143,6 +147,11 @@ class LocalStore:
                 children[:] = [c for c in children if not c.startswith(_TEMPORARY)]
         return iter(sorted(found))
 
+    def free_bytes(self) -> int:
+        """Room left on the disk of the root, or of the nearest folder above it that exists."""
+        place = next(folder for folder in (self.root, *self.root.parents) if folder.is_dir())
+        return shutil.disk_usage(place).free
+
     def delete(self, name: str) -> None:
         """Remove an artefact, marker first, so that a half-deleted one does not exist. Missing is fine."""
         folder = self._folder(name)
@@ -151,15 +160,17 @@ class LocalStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _folder(self, name: str) -> Path:
-        parts = PurePosixPath(name.strip("/")).parts
-        if not parts or any(part in ("..", ".", "/") or part.startswith(_TEMPORARY) for part in parts):
-            raise ValueError(f"`{name}` is no artefact name; names look like `stages/<digest>`")
-        return self.root.joinpath(*parts)
+        return self.root.joinpath(*_parts(name))
+
+    def _place(self, name: str) -> str:
+        """The same as text."""
+        return os.path.join(self._root, *_parts(name))
 
     def _marker(self, name: str) -> Contents:
-        path = self._folder(name) / MARKER
+        path = os.path.join(self._place(name), MARKER)
         try:
-            marker = json.loads(path.read_text(encoding="utf-8"))
+            with open(path, "rb") as file:
+                marker = json.load(file)
             return {
                 file: {"sha256": str(known["sha256"]), "size": int(known["size"])}
                 for file, known in marker["files"].items()
@@ -169,7 +180,7 @@ class LocalStore:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"artefact `{name}` is damaged: its marker `{path}` cannot be read ({error!r}). Delete the folder "
-                f"`{path.parent}`; `slimvit run` computes what it held anew"
+                f"`{os.path.dirname(path)}`; `slimvit run` computes what it held anew"
             ) from error
 
     def _same_or_refuse(self, name: str, contents: Contents, folder: Path) -> None:
@@ -212,16 +223,26 @@ def _contents(folder: Path) -> Contents:
     """Digest and size of every file below a folder, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "size": path.stat().st_size} for path in files
+        path.relative_to(folder).as_posix(): dict(zip(("size", "sha256"), _size_and_sha256(str(path)), strict=True))
+        for path in files
     }
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
+def _size_and_sha256(path: str) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
-    return digest.hexdigest()
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The parts of an artefact's name."""
+    parts = tuple(part for part in name.split("/") if part)
+    if not parts or any(part in ("..", ".") or part.startswith(_TEMPORARY) for part in parts):
+        raise ValueError(f"`{name}` is no artefact name; names look like `stages/<digest>`")
+    return parts
 
 
 def _move(source: Path, target: Path) -> None:

@@ -16,6 +16,10 @@ MARKER = "COMMIT.json"
 class ArtifactSource(Protocol):
     """What reads artefacts."""
 
+    def committed(self, name: str) -> bool:
+        """Whether the marker is there (cheap; does not read the files)."""
+        ...
+
     def fetch(self, name: str, files: Collection[str] | None = None) -> Path:
         """Local read-only folder with the artefact's files, every digest verified; with `files`, only these need to
         be there and are verified (the results of a stage without its weights). Files the artefact lacks are no error.
@@ -35,16 +39,16 @@ class ArtifactStore(ArtifactSource, Protocol):
         name with the same content is a no-op; with other content it raises `FileExistsError`."""
         ...
 
-    def committed(self, name: str) -> bool:
-        """Whether the marker is there (cheap; does not read the files)."""
-        ...
-
     def names(self, prefix: str) -> Iterator[str]:
         """Names of all committed artefacts below a prefix, sorted."""
         ...
 
     def scratch(self) -> Path:
         """A new folder that every node sees, and that is no artefact. The caller removes it."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Room left on the disk that artefacts go to."""
         ...
 
     def delete(self, name: str) -> None:

@@ -50,14 +50,19 @@ class Groups:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], tuple[str, Conditions]] = {}
+        self._of_row: dict[int, tuple[MetricRow, tuple[str, Conditions]]] = {}
 
     def of(self, row: MetricRow) -> tuple[str, Conditions]:
         """Digest and content of what this row's metric depends on."""
+        seen = self._of_row.get(id(row))  # the row is kept beside it, so that nobody else gets its id
+        if seen is not None:
+            return seen[1]
         key = (row.name, repr(row.conditions))
         found = self._known.get(key)
         if found is None:
             needed = relevant(row.name, row.conditions)
             found = self._known[key] = (digest(needed), needed)
+        self._of_row[id(row)] = (row, found)
         return found
 
 

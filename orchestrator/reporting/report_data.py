@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from cluster.storage import ArtifactStore
+from cluster.storage import ArtifactSource
 from orchestrator.planning.plan import Plan, TrainStage
 from orchestrator.reporting.comparison import Cell, Column, Comparison, CurvePoint, PublishedPoint, Row, StageCost
 from orchestrator.reporting.front import Fronts
 from orchestrator.reporting.published import MEANING, published_front
-from orchestrator.reporting.stored import read_history, read_outcomes, stage_folder
+from orchestrator.reporting.stored import HISTORY, OUTCOMES, read_history, read_outcomes, stage_folder
 from orchestrator.reporting.table import number, spread, title
 from orchestrator.training.outcomes import Outcomes
 from specs.metrics import METRICS
@@ -32,7 +32,7 @@ _WORST = 30
 _QUALITIES = ("top1", "top5")
 
 
-def data(comparison: Comparison, plan: Plan, store: ArtifactStore) -> dict[str, Any]:
+def data(comparison: Comparison, plan: Plan, store: ArtifactSource) -> dict[str, Any]:
     """Everything that the scripts read.
 
     Raises:
@@ -187,10 +187,10 @@ def _stages(comparison: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-def _training(plan: Plan, store: ArtifactStore) -> Iterable[dict[str, Any]]:
+def _training(plan: Plan, store: ArtifactSource) -> Iterable[dict[str, Any]]:
     several = len({c.seed for c in plan.combinations}) > 1
     for stage in plan.walk():
-        folder = stage_folder(store, stage.digest) if isinstance(stage, TrainStage) else None
+        folder = stage_folder(store, stage.digest, HISTORY) if isinstance(stage, TrainStage) else None
         if folder is None or not isinstance(stage, TrainStage):
             continue
         values: dict[str, list[tuple[int, float]]] = {}
@@ -202,11 +202,11 @@ def _training(plan: Plan, store: ArtifactStore) -> Iterable[dict[str, Any]]:
             yield {"label": escape(label), "values": values}
 
 
-def _evaluations(plan: Plan, store: ArtifactStore) -> Iterable[dict[str, Any]]:
+def _evaluations(plan: Plan, store: ArtifactSource) -> Iterable[dict[str, Any]]:
     """Outcomes of each combination's last stage; counts of all seeds are added up."""
     found: dict[str, list[tuple[int, Outcomes]]] = {}
     for combination in plan.combinations:
-        folder = stage_folder(store, combination.result)
+        folder = stage_folder(store, combination.result, OUTCOMES)
         outcomes = read_outcomes(folder) if folder is not None else None
         if outcomes is not None and outcomes.num_images:
             found.setdefault(combination.name, []).append((combination.seed, outcomes))

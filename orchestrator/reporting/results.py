@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from cluster.storage import ArtifactStore
+from cluster.storage import ArtifactSource
 from orchestrator.planning.plan import Combination, MeasureStage, Plan
-from orchestrator.reporting.stored import read_points, read_result, read_rows, stage_folder
+from orchestrator.reporting.stored import POINTS, RESULT, ROWS, read_points, read_result, read_rows, stage_folder
 from orchestrator.reporting.training_cost import training_rows
 from specs.metrics import MetricRow, OperatingPoint
 
@@ -40,7 +40,7 @@ class Results:
         return digest in self.rows or digest in self.train
 
 
-def read_results(plan: Plan, store: ArtifactStore) -> Results:
+def read_results(plan: Plan, store: ArtifactSource) -> Results:
     """Read the results of all finished stages; weights are neither read nor verified.
 
     Raises:
@@ -48,10 +48,11 @@ def read_results(plan: Plan, store: ArtifactStore) -> Results:
     """
     results = Results()
     for stage in plan.walk():
-        folder = stage_folder(store, stage.digest)
+        measured = isinstance(stage, MeasureStage)
+        folder = stage_folder(store, stage.digest, *((ROWS, POINTS, RESULT) if measured else (RESULT,)))
         if folder is None:
             continue
-        if isinstance(stage, MeasureStage):
+        if measured:
             results.rows[stage.digest] = read_rows(folder)
             results.points[stage.digest] = read_points(folder)
             results.measure[stage.digest] = read_result(folder) if (folder / "result.json").exists() else {}

@@ -141,15 +141,16 @@ def stages(comparison: Comparison) -> str:
     """Every stage of the plan and what it took."""
     names = ("Status", "Seconds", "Teacher s", "Device-h", "Images/s", "Epochs", "Combinations", "Digest")
     head = _heading("Stage", kind="name") + _heading("Kind") + "".join(_heading(name) for name in names)
-    body = ""
-    for s in comparison.stages:
-        body += (
+    body = "".join(
+        (
             f'<tr><td class="name" data-value="{escape(s.label)}">{_breakable(s.label)}</td>'
             f'<td data-value="{s.kind}">{s.kind}</td><td data-value="{s.status}">{s.status}</td>'
             f"{_number(s.seconds, places=1)}{_number(s.teacher_seconds, places=1)}{_number(s.device_hours, places=4)}"
             f"{_number(s.images_per_s)}{_number(s.epochs)}{_number(len(s.combinations))}"
             f'<td data-value="{s.digest}"><code>{s.digest[:12]}</code></td></tr>'
         )
+        for s in comparison.stages
+    )
     return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 

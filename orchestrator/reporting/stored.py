@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.storage import ArtifactStore
+from cluster.storage import ArtifactSource
 from orchestrator.errors import StoreError
 from orchestrator.training.outcomes import Outcomes
 from specs.metrics import MetricRow, OperatingPoint
@@ -27,15 +27,15 @@ class Epoch:
     """`loss`, `lr`, `images_per_s`, `val_top1`, loss terms; only finite numbers."""
 
 
-RESULTS = (
-    *("rows.json", "points.json", "result.json", "stage.json"),
-    *("history.jsonl", "evaluation.json", "model.json"),
-)
-"""What a reader of results needs: everything but the weights, which are large to move and to verify."""
+ROWS, POINTS, RESULT = "rows.json", "points.json", "result.json"
+HISTORY, OUTCOMES = "history.jsonl", "evaluation.json"
 
 
-def stage_folder(store: ArtifactStore, digest: str, *, weights: bool = False) -> Path | None:
-    """Local folder of a finished stage, verified (its weights only if asked for); `None` if it is not finished.
+def stage_folder(store: ArtifactSource, digest: str, *files: str) -> Path | None:
+    """Local folder of a finished stage; `None` if it is not finished.
+
+    Args:
+        files: which are to be read, and are therefore verified; none = all, weights too.
 
     Raises:
         StoreError: if the artefact is damaged.
@@ -44,7 +44,7 @@ def stage_folder(store: ArtifactStore, digest: str, *, weights: bool = False) ->
     if not store.committed(name):
         return None
     try:
-        return store.fetch(name, None if weights else RESULTS)
+        return store.fetch(name, files or None)
     except FileNotFoundError:  # deleted between the two calls
         return None
     except ValueError as error:
@@ -57,7 +57,7 @@ def read_rows(folder: Path) -> list[MetricRow]:
     Raises:
         StoreError: if the file is missing or was not written by this program.
     """
-    path = folder / "rows.json"
+    path = folder / ROWS
     try:
         return _ROWS.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -70,7 +70,7 @@ def read_points(folder: Path) -> list[OperatingPoint]:
     Raises:
         StoreError: if the file was not written by this program.
     """
-    path = folder / "points.json"
+    path = folder / POINTS
     if not path.exists():
         return []
     try:
@@ -85,7 +85,7 @@ def read_outcomes(folder: Path) -> Outcomes | None:
     Raises:
         StoreError: if the file was not written by this program.
     """
-    path = folder / "evaluation.json"
+    path = folder / OUTCOMES
     if not path.exists():
         return None
     try:
@@ -100,7 +100,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     Raises:
         StoreError: if the file is missing or not a JSON object.
     """
-    path = folder / "result.json"
+    path = folder / RESULT
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -116,7 +116,7 @@ def read_history(folder: Path) -> list[Epoch]:
     Raises:
         StoreError: if a line is not a JSON object with an epoch.
     """
-    path = folder / "history.jsonl"
+    path = folder / HISTORY
     if not path.exists():
         return []
     history: dict[int, dict[str, float]] = {}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.storage import ArtifactStore
 from orchestrator.execution.events import Event, StageFailed, StageFinished, StageStarted
-from orchestrator.planning.plan import Combination, Plan, TrainStage
+from orchestrator.planning.plan import Combination, MeasureStage, Plan
 from orchestrator.reporting import record
 from orchestrator.reporting.background import Background
 from orchestrator.reporting.compare import compare
@@ -159,12 +159,12 @@ class Record:
         known = self._runs.get(f"stage:{digest}")
         if known is not None and known.tags.get(RECORDED) == digest:
             return True
-        folder = stage_folder(store, digest, weights=True)
+        folder = stage_folder(store, digest)
         if folder is None:
             return False
         run = self._stage_run(digest)
         stage = self._plan.stages[digest]
-        if isinstance(stage, TrainStage):
+        if not isinstance(stage, MeasureStage):
             for epoch in read_history(folder):
                 run.log_metrics(epoch.values, step=epoch.epoch)
             result = read_result(folder)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from orchestrator.planning.plan import Combination, Plan, TrainStage
+from orchestrator.planning.plan import Combination, MeasureStage, Plan, TrainStage
 from orchestrator.reporting.stored import number
 from specs.metrics import MetricRow, row
 
@@ -24,9 +24,9 @@ def training_rows(plan: Plan, combination: Combination, results: Mapping[str, Re
     Args:
         plan: the plan.
         combination: one of its combinations.
-        results: training stage → its `result.json`, as far as it is finished.
+        results: stage that trains, or stores a teacher's answers → its `result.json`, as far as it is finished.
     """
-    stages = [d for d in combination.stages if isinstance(plan.stages[d], TrainStage)]
+    stages = [d for d in combination.stages if not isinstance(plan.stages[d], MeasureStage)]
     seconds = _of_all(stages, results, "seconds")
     hours = _of_all(stages, results, "device_hours")
     devices = sorted({str(results[d].get("environment", {}).get("device")) for d in stages if d in results})
