@@ -111,7 +111,7 @@ def lengthen(y: Tensor, x: Tensor, matching: Matching) -> Tensor:
 
         y_g ← y_g / ‖y_g‖ · max over the group's members i of ‖x_i‖
 
-    Source: Kim et al. 2023, "Token Fusion" (arXiv:2312.01026), section 3.3. Tokens that took nothing in stay exact.
+    Source: Kim et al. 2023, "Token Fusion" (arXiv:2312.01026), section 3. Tokens that took nothing in stay exact.
 
     Args:
         y: after merging [B, N − r, D].

@@ -64,7 +64,7 @@ def fuse(state: State, choice: Choice, weights: Tensor, track_source: bool) -> S
 
         x_fused = Σ over waiting j of w_j · x_j
 
-    Source: Liang et al. 2022, EViT (arXiv:2202.07800), section 3.2: the weights are attention, not scaled to sum to 1.
+    Source: Liang et al. 2022, EViT (arXiv:2202.07800), section 3: the weights are attention, not scaled to sum to 1.
     Its position is the mean of theirs, weighted alike. Where tokens have sizes, it stands for as many patches as they
     do together.
 

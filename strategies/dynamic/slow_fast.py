@@ -1,7 +1,7 @@
 """Slow and fast tokens as seams, and the two heads.
 
 Source: Xu et al. 2022, "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer" (arXiv:2108.01390),
-sections 3.2 and 3.3.
+and for groups of blocks and heads the authors' DeiT model.
 
 Shapes: R images, N tokens, P prefix tokens, K slow tokens with prefix, M fast tokens, D width, C classes.
 """
