@@ -66,6 +66,19 @@ def test_scores_are_mean_logits_of_the_class_token(variant: str) -> None:
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-5, rtol=1e-5)
 
 
+def test_scores_are_of_turned_queries_and_keys() -> None:
+    attn = student(toy()).model.blocks[1].attn.eval()
+    x, angle = torch.randn(2, 9, 48), torch.rand(9, 16)
+    q, k, _ = queries_keys_values(attn, x)
+    expected = (((q * angle) @ (k + angle).transpose(-2, -1)) * attn.scale).mean(1)
+
+    def rotate(query: Tensor, key: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        return query * angle, key + angle
+
+    torch.testing.assert_close(mean_logits(attn, x, State(x, 1), rotate), expected)
+    torch.testing.assert_close(class_logits(attn, x, State(x, 1), rotate), expected[:, 0])
+
+
 def test_the_cut_is_the_papers() -> None:
     logits = torch.randn(2, 6, 6, dtype=torch.float64, requires_grad=True)
     working = torch.tensor([[1, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1]])
