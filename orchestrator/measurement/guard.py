@@ -13,9 +13,13 @@ from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
+MAX_WAITING = 5.0
+"""Percent of a timing that a thread may have been ready to run without getting a processor."""
+FOREIGN_PROCESSORS = 0.5
+"""Processors that others may use in any case: the system, and the daemons of the cluster that measures."""
 MAX_FOREIGN = 10.0
-"""Percent of the machine's processor time that other processes may use during a timing on CPU. An idle system and the
-daemons of a cluster stay below 5; one busy process on eight processors is above."""
+"""Percent of the machine's processor time that others may use besides. They share caches and memory with what is timed
+even where processors are left."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Seen:
 
     drift: float | None = None
     """Change of the baseline's speed from the first to the last third of its blocks, in percent of the first."""
+    waiting: float | None = None
+    """Time that threads of this process were ready but had no processor, in percent of the time passed."""
     foreign: float | None = None
     """Processor time of others than this process and its children, in percent of the machine's."""
     strangers: int | None = None
@@ -38,6 +44,12 @@ class Limits:
 
     max_drift: float = 5.0
     max_foreign: float = MAX_FOREIGN
+    max_waiting: float = MAX_WAITING
+
+    @staticmethod
+    def on(num_processors: int, max_drift: float) -> Limits:
+        """The limits on a machine of this size."""
+        return Limits(max_drift, MAX_FOREIGN + 100 * FOREIGN_PROCESSORS / num_processors)
 
 
 class Watch(Protocol):
@@ -56,6 +68,8 @@ def verdict(seen: Seen, limits: Limits) -> str | None:
     if seen.strangers:
         processes = "another process" if seen.strangers == 1 else f"{seen.strangers} other processes"
         reasons.append(f"{processes} computed on the device")
+    if seen.waiting is not None and seen.waiting > limits.max_waiting:
+        reasons.append(f"its threads waited for a processor during {seen.waiting:.0f} % of the time")
     if seen.foreign is not None and seen.foreign > limits.max_foreign:
         reasons.append(f"other processes used {seen.foreign:.0f} % of the machine's processor time")
     reasons += [f"the device throttled itself ({reason})" for reason in seen.throttled]
@@ -88,6 +102,7 @@ class Guarded(Generic[T]):
         named = {
             "attempts": self.attempts,
             "baseline_drift_percent": self.seen.drift,
+            "waiting_percent": self.seen.waiting,
             "foreign_cpu_percent": self.seen.foreign,
             "foreign_gpu_processes": self.seen.strangers,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -68,7 +69,7 @@ def _timed(
         """Of the baseline, which costs the same for every image; without one, of the student."""
         return [b.calls / b.total for b in blocks.get(BASELINE) or timing.whole_passes(blocks[STUDENT], len(batches))]
 
-    limits = Limits(max_drift=settings.max_drift)
+    limits = Limits.on(os.cpu_count() or 1, settings.max_drift)
     return guarded(take, speeds, watch_of(settings.device), limits, settings.attempts), why
 
 

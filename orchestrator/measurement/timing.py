@@ -28,7 +28,7 @@ BLOCKS = 50
 make close neighbours, and the closer in time two blocks are, the less can have changed between them."""
 MIN_BLOCKS = 6
 """Blocks of each network even when that takes longer than the time given; fewer tell nothing of their own spread."""
-STRETCH = 5
+STRETCH = 3
 """Times the time given that may be spent until it is enough."""
 
 

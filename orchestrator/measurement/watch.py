@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,13 +32,15 @@ def watch_of(device: torch.device) -> Callable[[], Watch]:
 
 
 class CpuWatch:
-    """Compares the processor time of the whole machine with that of this process and its children.
+    """Sees whether threads of this process wait for processors, and what others use of the machine.
 
-    Time that a hypervisor took away counts as somebody else's. In a container the machine is the host.
+    What others use is the processor time of the whole machine less that of this process and its children. Time that a
+    hypervisor took away counts as somebody else's. In a container the machine is the host.
     """
 
     def __init__(self) -> None:
         self.started = time.monotonic()
+        self.waits = waits()
         self.busy, self.total = _machine_seconds()
         self.own = own_seconds()
         self.throttles = _throttle_count()
@@ -49,11 +52,13 @@ class CpuWatch:
         """The counters since the start."""
         throttled = _throttle_count() - self.throttles
         reasons = (f"too hot, {throttled} times",) if throttled > 0 else ()
-        if time.monotonic() - self.started < MIN_SECONDS:
+        elapsed = time.monotonic() - self.started
+        if elapsed < MIN_SECONDS:
             return Seen(throttled=reasons)
+        waiting = waiting_percent(self.waits, waits(), elapsed, torch.get_num_threads())
         busy, total = _machine_seconds()
         others = busy - self.busy - (own_seconds() - self.own)
-        return Seen(foreign=100 * max(others, 0.0) / (total - self.total), throttled=reasons)
+        return Seen(waiting=waiting, foreign=100 * max(others, 0.0) / (total - self.total), throttled=reasons)
 
 
 class GpuWatch:
@@ -90,6 +95,33 @@ def _machine_seconds() -> tuple[float, float]:
     idle = times["idle"] + times.get("iowait", 0.0)
     total = sum(seconds for name, seconds in times.items() if not name.startswith("guest"))  # guests are in user time
     return total - idle, total
+
+
+def waits() -> dict[str, float]:
+    """Thread of this process → seconds that it has been ready to run without a processor; empty where the system does
+    not tell (only Linux does).
+
+    Source: Linux, Documentation/scheduler/sched-stats: the second number of `schedstat`, in nanoseconds.
+    """
+    seconds = {}
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # ended since it was listed
+            seconds[task.parent.name] = int(task.read_text(encoding="ascii").split()[1]) / 1e9
+    return seconds
+
+
+def waiting_percent(before: dict[str, float], after: dict[str, float], elapsed: float, threads: int) -> float | None:
+    """Share of the time that computing threads waited, in percent; `None` if nothing is known of any thread.
+
+    The threads that compute are taken to be those that waited longest, for the others sleep.
+
+    Args:
+        before, after: what `waits` gave.
+        elapsed: seconds between the two.
+        threads: how many compute.
+    """
+    each = sorted((s - before.get(thread, 0.0) for thread, s in after.items()), reverse=True)[:threads]
+    return 100 * sum(each) / len(each) / elapsed if each else None
 
 
 def own_seconds() -> float:

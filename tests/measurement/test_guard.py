@@ -14,7 +14,15 @@ import torch
 
 from orchestrator.measurement.guard import Guarded, Limits, Seen, drift, guarded, verdict
 from orchestrator.measurement.nvml import NvmlUnavailable
-from orchestrator.measurement.watch import MIN_SECONDS, CpuWatch, GpuWatch, own_seconds, watch_of
+from orchestrator.measurement.watch import (
+    MIN_SECONDS,
+    CpuWatch,
+    GpuWatch,
+    own_seconds,
+    waiting_percent,
+    waits,
+    watch_of,
+)
 
 LIMITS = Limits(max_drift=5.0, max_foreign=10.0)
 
@@ -31,6 +39,7 @@ def test_quiet(seen: Seen) -> None:
     [
         (Seen(drift=-5.1), "drifted by -5.1 %"),
         (Seen(drift=5.1), "drifted by +5.1 %"),
+        (Seen(waiting=5.6), "waited for a processor during 6 % of the time"),
         (Seen(foreign=10.6), "used 11 % of the machine's processor time"),
         (Seen(strangers=1), "another process computed"),
         (Seen(strangers=3), "3 other processes computed"),
@@ -136,6 +145,37 @@ def test_children_are_not_foreign() -> None:
         child.wait()
     assert 0.2 * elapsed < alive < 1.2 * elapsed
     assert own_seconds() - before >= alive - 0.05, "also after it has ended"
+
+
+def test_a_small_machine_leaves_room_for_the_daemons_of_the_cluster() -> None:
+    assert Limits.on(2, 5.0).max_foreign == 35.0
+    assert Limits.on(64, 5.0).max_foreign == pytest.approx(10.78, abs=0.01)
+
+
+def test_threads_that_wait_for_a_processor_are_seen() -> None:
+    """Two busy processes on one processor: this one waits about half of the time."""
+    allowed = os.sched_getaffinity(0)
+    one = {min(allowed)}
+    neighbour = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {one})\n{SPIN}"])
+    try:
+        os.sched_setaffinity(0, one)
+        time.sleep(0.5)  # until the neighbour spins
+        before, started = waits(), time.monotonic()
+        while time.monotonic() < started + 1:
+            pass
+        waited = waiting_percent(before, waits(), time.monotonic() - started, threads=1)
+    finally:
+        os.sched_setaffinity(0, allowed)
+        neighbour.kill()
+        neighbour.wait()
+    assert waited is not None
+    assert 20 < waited < 95
+
+
+def test_the_threads_that_wait_longest_are_those_that_compute() -> None:
+    before, after = {"1": 1.0, "2": 0.0, "3": 5.0}, {"1": 1.5, "2": 0.3, "3": 5.0, "4": 0.1}
+    assert waiting_percent(before, after, 2.0, threads=2) == pytest.approx(100 * (0.5 + 0.3) / 2 / 2.0)
+    assert waiting_percent({}, {}, 2.0, threads=2) is None
 
 
 def test_too_short_to_tell() -> None:
