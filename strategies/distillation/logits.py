@@ -59,7 +59,7 @@ def decoupled_distillation(
 
     With b the pair (probability of the target class, probability of all others together) and r the softmax over the
     other classes alone, KL(p ‖ q) = KL(b_p ‖ b_q) + (1 − p_target) · KL(r_p ‖ r_q). Here the second term has a weight
-    of its own instead of the teacher's doubt (DKD, Zhao et al. 2022, arXiv:2203.08679, equations 5 to 7).
+    of its own instead of the teacher's doubt (DKD, Zhao et al. 2022, arXiv:2203.08679, equation 7).
 
     Args:
         student: logits [B, C].
@@ -95,7 +95,7 @@ def normalized_distillation(
     """−α · t_y · log s_y − γ · T² · Σ over the other classes of N(t) · log N(s), averaged over images.
 
     t and s are the softmax of teacher and student, y the target class; N renormalises over the other classes, at
-    temperature T. The first term has no temperature (NKD, Yang et al. 2023, arXiv:2303.13005, equation 6).
+    temperature T. The first term has no temperature (NKD, Yang et al. 2023, arXiv:2303.13005).
 
     Args:
         student: logits [B, C].
@@ -123,7 +123,7 @@ def relational_distillation(
     """T² · (β · (1 − mean over images of ρ(s_i, t_i)) + γ · (1 − mean over classes of ρ(s_·c, t_·c))).
 
     ρ is Pearson's correlation, s and t are softmax(logits / T): how an image's classes relate to one another, and how
-    a class's images do (DIST, Huang et al. 2022, arXiv:2205.10536, equations 5 to 8). Rows or columns in which nothing
+    a class's images do (DIST, Huang et al. 2022, arXiv:2205.10536). Rows or columns in which nothing
     varies count as uncorrelated. The second term compares the images of this batch: of one micro-batch on one worker.
 
     Args:

@@ -53,7 +53,7 @@ class ViTKD(Strategy[ViTKDConfig]):
     s and t are the patches of student and teacher between two blocks; squares are summed over patches and channels and
     averaged over images. `generate` brings the deep patches to the teacher's width, replaces masked ones by a learned
     token and runs conv 3×3 – ReLU – conv 3×3; only masked places are compared, and their sum is divided by their share.
-    Yang et al. 2022, arXiv:2209.02432, equations 2 to 5. Aligners are there between equal widths, too (the authors'
+    Yang et al. 2022, arXiv:2209.02432. Aligners are there between equal widths, too (the authors'
     code leaves them out).
 
     Prefix tokens are left out. A teacher's grid of another size is resampled to the student's, bilinearly. All layers
