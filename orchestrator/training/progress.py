@@ -22,8 +22,9 @@ from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError
 from orchestrator.training.checkpoint import plain_tensors, read_json, read_tensors
 from strategies.backbone import Student
+from strategies.shapes import Shapes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEPT = 2
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,12 @@ class ProgressStore:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         save_file(trainable.tensors(), folder / "state.safetensors")
-        content = {"format_version": FORMAT_VERSION, "position": asdict(position), "numbers": trainable.numbers()}
+        content = {
+            "format_version": FORMAT_VERSION,
+            "position": asdict(position),
+            "shapes": trainable.student.shapes.to_json(),
+            "numbers": trainable.numbers(),
+        }
         (folder / "state.json").write_text(json.dumps(content), encoding="utf-8")
         self.store.commit(name, folder)
         for old in self._names()[:-KEPT]:
@@ -148,6 +154,25 @@ class ProgressStore:
                 return int(name.rsplit("/", 1)[1])
         return 0
 
+    def shapes(self, step: int) -> Shapes:
+        """What pruning had left of the student at a checkpoint.
+
+        Raises:
+            StoreError: if it is damaged or of another format.
+        """
+        folder, content = self._read(step)
+        try:
+            return Shapes.from_json(content["shapes"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"{folder / 'state.json'} does not say the shapes: {error!r}; delete {folder}") from error
+
+    def _read(self, step: int) -> tuple[Path, dict[str, Any]]:
+        try:
+            folder = self.store.fetch(self._name(step))
+        except (FileNotFoundError, ValueError) as error:
+            raise StoreError(f"cannot resume: {error}") from error
+        return folder, read_json(folder / "state.json", FORMAT_VERSION)
+
     def load(self, step: int, trainable: Trainable) -> Position:
         """Go back to a checkpoint.
 
@@ -155,11 +180,7 @@ class ProgressStore:
             StoreError: if it is damaged, of another format, or of another network.
         """
         name = self._name(step)
-        try:
-            folder = self.store.fetch(name)
-        except (FileNotFoundError, ValueError) as error:
-            raise StoreError(f"cannot resume: {error}") from error
-        content = read_json(folder / "state.json", FORMAT_VERSION)
+        folder, content = self._read(step)
         try:
             trainable.load(read_tensors(folder / "state.safetensors"), content["numbers"])
             return Position(**content["position"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from strategies.backbone import Student, VisionTransformerStudent
+from strategies.backbone import Student
 from strategies.component.group_importance import (
     Scores,
     along,
@@ -26,15 +26,10 @@ from strategies.facts import Facts
 from strategies.gradients import Gradients
 from strategies.inner_widths import inner_axes
 from strategies.shapes import BlockShape, Shapes
-from strategies.surgery import EMBED, Axes, Axis, Cut, attention_rows, head_channels, not_known, sizes_of, vit_axes
+from strategies.surgery import EMBED, Axis, Cut, attention_rows, head_channels, not_known, sizes_of, vit_axes
 
 if TYPE_CHECKING:
     from strategies.component.structured_pruning import StructuredPruningConfig
-
-
-def axes_of(student: Student) -> Axes:
-    """What the dimensions of a student's tensors count, by timm's names."""
-    return vit_axes(student.model) if isinstance(student, VisionTransformerStudent) else inner_axes(student.model)
 
 
 def transformer(

@@ -234,7 +234,7 @@ class StructuredPruning(Strategy[StructuredPruningConfig]):
 
         if self.gradual:
             return
-        from strategies.component.pruning_cut import axes_of
+        from strategies.carry import axes_of
 
         found = self.cut(student, facts, 0, None)
         if found is not None:

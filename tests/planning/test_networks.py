@@ -10,6 +10,7 @@ import pytest
 from orchestrator.planning.networks import from_checkpoint, student_model
 from specs.data import Sample
 from specs.model import ModelSpec
+from strategies.shapes import BlockShape, Shapes
 
 DATA = Sample(kind="sample")
 MODEL = student_model(ModelSpec(model="vit_tiny_patch16_224", args={"patch_size": 4, "depth": 2}), DATA, 10)
@@ -34,7 +35,7 @@ def test_a_folder_brings_its_network_and_pruned_shapes(checkpoint):
     network = from_checkpoint(str(checkpoint), None, DATA)
     assert network.model == MODEL
     assert network.facts.depth == 2
-    assert network.shapes == {1: (2, 100)}
+    assert network.shapes == Shapes(blocks={1: BlockShape(2, 100)})
     assert network.source.checkpoint == str(checkpoint)
     assert network.source.model is None
 
