@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from pydantic import JsonValue
 
@@ -13,6 +14,10 @@ from orchestrator.reporting.comparison import Comparison
 
 _FIELDS = ("device", "precision", "compile", "threads", "images")
 """Conditions that `slimvit measure --conditions` sets by the same name."""
+_SHOWN = 6
+"""Names that a note lists; a long one is not read."""
+_ATTEMPTS = re.compile(r", in the last of \d+ attempts$")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
 def notes(comparison: Comparison, plan: Plan) -> Iterable[str]:
@@ -78,18 +83,25 @@ def _different_conditions(comparison: Comparison, again: _Again) -> Iterable[str
 
 
 def _unreliable(comparison: Comparison, again: _Again) -> Iterable[str]:
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for r in comparison.rows:
-        for key, cell in r.cells.items():
-            if cell.unreliable:
-                found[cell.unreliable][r.name].append(key)
-    for reason, where in found.items():
-        listed = "; ".join(f"{', '.join(keys)} of {name}" for name, keys in list(where.items())[:5])
-        more = f" and {len(where) - 5} more combinations" if len(where) > 5 else ""
-        yield (
-            f"Unreliable (marked ?), and so neither best nor on the front: {listed}{more}: {reason}. "
-            f"Measure again while the device is quiet: `{again.once_more()}`."
-        )
+    """One note, however many values; each value's own reason is in the report and in JSON."""
+    doubts = {(r.name, key): cell.unreliable for r in comparison.rows for key, cell in r.cells.items()}
+    doubts = {where: reason for where, reason in doubts.items() if reason}
+    if not doubts:
+        return
+    names, keys = ({where[i]: None for where in doubts} for i in range(2))
+    alike: dict[str, list[str]] = defaultdict(list)
+    for part in (part for reason in doubts.values() for part in _ATTEMPTS.sub("", reason).split("; ")):
+        alike[_NUMBER.sub("#", part)].append(part)
+    reasons = [parts[0] + (f" (and {len(parts) - 1} like it)" if len(parts) > 1 else "") for parts in alike.values()]
+    yield (
+        f"Unreliable (marked ?), and so neither best nor on the front: {_listed(keys)} of {_listed(names)}. "
+        f"Why: {'; '.join(reasons)}. Measure again while the device is quiet: `{again.once_more()}`."
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    few = list(names)[:_SHOWN]
+    return ", ".join(few) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _largest(comparison: Comparison, key: str) -> str:

@@ -129,7 +129,7 @@ def test_unreliable_values_are_neither_best_nor_on_a_front_and_named(lab_of: Cal
     assert doubtful.name not in front(comparison, "top1", "latency_ms")
     assert next(r for r in comparison.rows if r.labels["merging"] == "r2").cells["latency_ms"].best
     (note,) = [n for n in comparison.notes if n.startswith("Unreliable")]
-    assert f"latency_ms of {doubtful.name}: the baseline drifted by 9 %" in note
+    assert f"latency_ms of {doubtful.name}. Why: the baseline drifted by 9 %." in note
     assert "`slimvit measure lab --conditions repeat=1`" in note
 
 
