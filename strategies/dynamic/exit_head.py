@@ -36,7 +36,7 @@ class LinearExit(nn.Module):
 
     def forward(self, state: State) -> tuple[Tensor, Tensor]:
         """Logits [R, C], and which images are confident enough to leave [R] (bool)."""
-        logits = self.fc(self.norm(state.x[:, 0] if self.on_class_token else state.mean_patch()))
+        logits = self.fc(self.norm(state.prefix(0) if self.on_class_token else state.mean_patch()))
         return logits, confidence(logits) > self.threshold
 
 
