@@ -40,7 +40,7 @@ def pooled_query(query: Tensor, w: Tensor, weight: Tensor | None = None) -> Tens
 def linear_of(layer: nn.Linear, rows: slice) -> nn.Linear:
     """A linear layer of its own, with some outputs of another."""
     weight, bias = layer.weight[rows], None if layer.bias is None else layer.bias[rows]
-    own = nn.Linear(*weight.T.shape, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    own = nn.Linear(weight.shape[1], len(weight), bias is not None, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         own.weight.copy_(weight)
         if bias is not None:

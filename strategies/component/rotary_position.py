@@ -51,6 +51,9 @@ class RotaryPosition(Strategy[RotaryPositionConfig]):
     Class and other prefix tokens are not turned. Merged tokens stand at the mean of their patches' places, weighted
     like the tokens themselves, and tokens that are packed keep their places. Nothing is multiplied as a matrix: the
     counted MACs are those of the plain network. Without `absolute` the position embedding leaves the network.
+
+    Heads that are pruned at once, before training, take no frequencies with them. Where pruning goes in steps, the
+    frequencies of blocks that lose heads begin anew at each step: `axial` has none to lose.
     """
 
     kind = "component"

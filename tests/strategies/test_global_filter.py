@@ -55,6 +55,8 @@ def test_a_smooth_filter_resamples_to_itself() -> None:
     flat = torch.ones(2, 8, 5, 2)
     assert resampled(flat, 8, 8) is flat
     torch.testing.assert_close(resampled(flat, 5, 7), torch.ones(2, 5, 4, 2))
+    larger = torch.randn(1, 26, 5)
+    assert Filter(4, 5)(None, larger, State(larger, 1)).shape == larger.shape
 
 
 def test_attention_leaves_the_network_and_its_norm_stays() -> None:
