@@ -25,6 +25,7 @@ from orchestrator.planning.feasible import cannot_start
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.status import finished, to_run
+from orchestrator.planning.stored import no_room
 from orchestrator.reporting.mark import RecordMark
 from orchestrator.reporting.record import fingerprint
 from orchestrator.reporting.table import WIDE
@@ -67,6 +68,8 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     obstacles = cannot_start(plan, missing, experiment.resources)
     if obstacles:
         raise PlanError(f"{spec} cannot run:\n" + "\n".join(f"  - {reason}" for reason in obstacles))
+    for reason in no_room(plan, missing, store):
+        raise StoreError(reason)
     try:
         store.prepare()
     except OSError as error:

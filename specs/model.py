@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
 from specs.base import SpecModel
 
@@ -21,6 +21,18 @@ class ModelSpec(SpecModel):
     """Start from timm's published weights (downloaded at the first use; needs internet or a filled cache)."""
 
 
+class StoredSpec(SpecModel):
+    """The teacher's answers are written once, and read from then on in place of the teacher."""
+
+    top_k: PositiveInt = 10
+    """Classes kept of each answer, the most probable ones; what the others have in sum is spread evenly over them.
+    As many as there are classes = nothing is lost. 10 is usual for 1,000 classes, 100 for 22,000."""
+
+    seed: NonNegativeInt = 0
+    """Seed of what the images look like (augmentation, mixing), in place of the seeds of the stages that read the
+    answers: so stages of several seeds share them."""
+
+
 class TeacherSpec(SpecModel):
     """Who teaches: exactly one of `stage`, `model` or `checkpoint` (a checkpoint needs no `model`)."""
 
@@ -33,6 +45,11 @@ class TeacherSpec(SpecModel):
 
     model: ModelSpec | None = None
     """A timm network, usually with `pretrained: true`."""
+
+    stored: StoredSpec | None = None
+    """Write this teacher's logits to the artefact store once, and let the stage read them there; `null` = the teacher
+    answers in every step anew. Only for strategies that read nothing of the teacher but its logits. `slimvit plan`
+    shows the size. TinyViT, arXiv:2207.10666."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherSpec:

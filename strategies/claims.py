@@ -142,6 +142,11 @@ def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool) -> str
     if what.startswith("teacher."):
         if teacher is None:
             return "this stage has no teacher. Way out: set `teacher` in the stage or in the experiment."
+        if teacher.answers_only and what != TEACHER_LOGITS:
+            return (
+                f"of the stored teacher `{teacher.model}` there is nothing but the logits. Way out: leave "
+                "`teacher.stored` out, so that the teacher answers in every step."
+            )
         if what == TEACHER_PROJECTIONS and teacher.family == "other":
             return f"the teacher `{teacher.model}` has none. Way out: a plain Vision Transformer as the teacher."
         if what in (TEACHER_LOGITS, api.TEACHER_DENSE_LOGITS) and teacher.num_classes != student.num_classes:

@@ -45,6 +45,8 @@ class ModelFacts:
     tap_widths: tuple[int, ...] = ()
     """Channels of the features after each block (`vit`) or feature stage (`other`), `depth` of them. Filled by
     `strategies.catalog`; empty only where nobody asked the catalog."""
+    answers_only: bool = False
+    """A teacher that is not run: its logits were stored, and nothing else of it can be had."""
 
     @property
     def grid(self) -> int:

@@ -91,7 +91,7 @@ def run(
     try:
         with connect(address, num_cpus=num_cpus) as cluster:
             nodes = _nodes()
-            if all(stage.kind == "measure" for stage in to_run.values()):
+            if all(stage.alone for stage in to_run.values()):
                 check_measurements(to_run.values(), nodes)
             admission = admit(experiment.resources, nodes, stages=_parallel_stages(to_run))
             check_measurements(to_run.values(), nodes)
@@ -275,10 +275,10 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _parallel_stages(stages: Mapping[str, Stage]) -> int:
-    """Upper bound of how many train stages can run at once: of a chain, one can."""
+    """Upper bound of how many stages can run side by side: of a chain, one can."""
     depth: dict[str, int] = {}
     for digest, stage in stages.items():
-        if stage.kind == "train":
+        if not stage.alone:
             depth[digest] = 1 + max((depth[parent] for parent in stage.parents if parent in depth), default=0)
     return max(1, len(depth) - max(depth.values(), default=1) + 1)
 

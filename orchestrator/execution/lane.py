@@ -17,7 +17,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Runners:
 
     train: str = "orchestrator.training.stage:run_train_stage"
     measure: str = "orchestrator.measurement.stage:run_measure_stage"
+    store: str = "orchestrator.training.store_stage:run_store_stage"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def work(config: dict[str, Any]) -> None:
         deadline_s=spec.deadline_s,
     )
     torch.set_num_threads(spec.threads)
-    for runner in (spec.runners.train, spec.runners.measure):
+    for runner in asdict(spec.runners).values():
         _resolve(runner)  # imported once, before any stage is timed
     gc.freeze()  # so that collecting after each stage does not go through all of torch each time
     group = broadcast_from_rank_zero(uuid.uuid4().hex)
@@ -151,7 +152,7 @@ class _Turn:
     number: int
 
     def run(self, stage: Stage) -> None:
-        if stage.kind == "measure" and self.context.rank > 0:
+        if stage.alone and self.context.rank > 0:
             return  # a measurement has the machine for itself; the other workers wait for the next turn
         try:
             result = self._result(stage)
@@ -168,11 +169,9 @@ class _Turn:
 
     def _result(self, stage: Stage) -> dict[str, Any]:
         context = (
-            self.context
-            if stage.kind == "train"
-            else WorkerContext(
-                device=self.context.device, threads=self.context.threads, deadline_s=self.context.deadline_s
-            )
+            WorkerContext(device=self.context.device, threads=self.context.threads, deadline_s=self.context.deadline_s)
+            if stage.alone
+            else self.context
         )
         runner = _resolve(getattr(self.spec.runners, stage.kind))
         # Ray Train makes a private folder of each worker its working directory.
@@ -187,7 +186,7 @@ class _Turn:
     def _give_up(self, error: Exception, stage: Stage) -> None:
         expected = isinstance(error, SlimvitError | ValueError | OSError)
         failed = self._tell("fail", self.number, self.context.rank, explain(error))
-        if stage.kind == "measure" or self.context.world_size == 1:
+        if stage.alone or self.context.world_size == 1:
             if not expected and _gpu_is_broken(self.context.device):
                 raise error  # Ray Train starts the process anew; in this one every later stage would fail, too
             return

@@ -68,7 +68,6 @@ class StageProgress:
     """How far one stage is."""
 
     label: str
-    kind: str
     epochs: int
     since: float = field(default_factory=time.monotonic)
     """When the first step of this attempt was seen."""
@@ -99,7 +98,7 @@ class StageProgress:
     def facts(self) -> list[tuple[str, str]]:
         """(name, text) of what is known, in the order of display."""
         found = []
-        if self.kind == "train" and self.epochs:
+        if self.epochs:
             found.append(("epoch", f"{self.epoch}/{self.epochs}"))
         for key, name, form in (
             ("images_per_s", "images/s", ",.0f"),
@@ -130,8 +129,7 @@ class _State:
             self.total, self.done_before = len(event.to_run), len(event.done)
         elif isinstance(event, StageStarted):
             stage = self.plan.stages[event.stage]
-            epochs = stage.training.epochs if stage.kind == "train" else 0
-            self.running[event.stage] = StageProgress(stage.label, stage.kind, epochs)
+            self.running[event.stage] = StageProgress(stage.label, stage.epochs)
         elif isinstance(event, Progress):
             if event.stage in self.running:
                 self.running[event.stage].update(event)

@@ -73,7 +73,7 @@ class _Lane:
 class StageQueue:
     """Hands ready stages to lanes.
 
-    A train stage is ready once its parents are finished. A measure stage besides needs the machine for itself: it is
+    A stage is ready once its parents are finished. A measure stage besides needs the machine for itself: it is
     handed out when no other lane holds a stage, and while it runs nothing else is. A failed stage takes its
     descendants with it, and nothing else.
 
@@ -241,7 +241,7 @@ class StageQueue:
         height: dict[str, int] = {}
         for digest in reversed(self._stages):
             stage = self._stages[digest]
-            own = max(1, stage.training.epochs) if stage.kind == "train" else 1
+            own = max(1, stage.epochs)
             height[digest] = own + max((height[child] for child in self._children[digest]), default=0)
         return sorted(self._stages, key=lambda digest: -height[digest])
 
@@ -261,11 +261,11 @@ class StageQueue:
 
     def _choose(self, lane: int) -> str | None:
         others = [place.stage for number, place in self._lanes.items() if number != lane and place.stage is not None]
-        if any(self._stages[digest].kind == "measure" for digest in others):
+        if any(self._stages[digest].alone for digest in others):
             return None
         ready = self._ready()
-        trains = [digest for digest in ready if self._stages[digest].kind == "train"]
-        measures = [] if others else [digest for digest in ready if self._stages[digest].kind == "measure"]
+        trains = [digest for digest in ready if not self._stages[digest].alone]
+        measures = [] if others else [digest for digest in ready if self._stages[digest].alone]
         # Several lanes: measuring stops all of them, so it waits until there is nothing to train. One lane: it costs
         # nothing, and results come early.
         choice = measures + trains if len(self._lanes) == 1 else trains + measures
@@ -297,7 +297,7 @@ class StageQueue:
 
     def _wanted(self, busy: int) -> int:
         ready = self._ready()
-        trains = sum(self._stages[digest].kind == "train" for digest in ready)
+        trains = sum(not self._stages[digest].alone for digest in ready)
         return max(busy + trains, min(1, len(ready)))
 
     def _begin_group(self, lane: int, group: str) -> None:

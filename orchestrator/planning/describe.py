@@ -13,8 +13,9 @@ from rich.tree import Tree
 from cluster.local import LocalStore
 from orchestrator.planning.explain import explain
 from orchestrator.planning.feasible import cannot_start
-from orchestrator.planning.plan import MeasureStage, Plan
+from orchestrator.planning.plan import MeasureStage, NetworkSource, Plan, StoreStage
 from orchestrator.planning.status import Status, statuses
+from orchestrator.planning.stored import bytes_to_write, no_room, shown_bytes, stores
 from orchestrator.storage import open_store
 from specs.experiment import Experiment
 
@@ -43,12 +44,14 @@ def as_text(plan: Plan, experiment: Experiment) -> str:
 
 def as_json(plan: Plan, experiment: Experiment) -> str:
     """Everything: the plan, the status of every stage, and the counts."""
-    found = statuses(plan, _store(experiment))
+    store = _store(experiment)
+    found = statuses(plan, store)
     return json.dumps(
         {
             **plan.model_dump(mode="json"),
             "status": found,
             "summary": _counts(plan, found),
+            "stored_bytes": _stored_bytes(plan, found, store),
         },
         indent=2,
         ensure_ascii=False,
@@ -73,12 +76,35 @@ def _counts(plan: Plan, found: Mapping[str, Status]) -> dict[str, int]:
     }
 
 
+def _stored_bytes(plan: Plan, found: Mapping[str, Status], store: LocalStore) -> dict[str, int]:
+    """Size of all stored teachers, how much of it is to be written, and what the disk has free."""
+    missing = stores(plan, _to_run(found))
+    return {
+        "all": sum(stage.num_bytes for stage in stores(plan, plan.stages)),
+        "to_write": sum(bytes_to_write(stage, store) for stage in missing),
+        "free": store.free_bytes(),
+    }
+
+
+def _to_run(found: Mapping[str, Status]) -> set[str]:
+    return {digest for digest, status in found.items() if status == "to run"}
+
+
 def _rendered(plan: Plan, experiment: Experiment) -> Group:
-    found = statuses(plan, _store(experiment))
+    store = _store(experiment)
+    found = statuses(plan, store)
     parts: list[Text | Tree] = [_tree(plan, found), Text(_summary(_counts(plan, found)))]
-    obstacles = cannot_start(plan, {d for d, status in found.items() if status == "to run"}, experiment.resources)
+    if stores(plan, plan.stages):
+        size = {name: shown_bytes(value) for name, value in _stored_bytes(plan, found, store).items()}
+        parts.append(
+            Text(f"Stored teachers: {size['all']}; {size['to_write']} to write, {size['free']} free in {store.root}.")
+        )
+    missing = _to_run(found)
+    obstacles = cannot_start(plan, missing, experiment.resources)
     if obstacles:
         parts.append(Text("\nNot to be run with these `resources`:\n" + "\n".join(f"  - {o}" for o in obstacles)))
+    for reason in no_room(plan, missing, store):
+        parts.append(Text(f"\nNot to be run, because the disk is too small:\n  - {reason}"))
     if plan.dropped:
         parts.append(Text(f"\nDropped, because their parts conflict ({len(plan.dropped)}):"))
         parts += [
@@ -120,13 +146,22 @@ def _line(plan: Plan, digest: str, status: Status) -> Text:
     line = Text(f"{mark} ", style=style)
     line.append("measure" if isinstance(stage, MeasureStage) else stage.label, style="bold")
     line.append(f"  {digest[:SHORT]}  {status}", style=style)
-    if not isinstance(stage, MeasureStage):
-        epochs = stage.training.epochs
-        line.append(f"  {epochs} epoch{'s' if epochs != 1 else ''}")
-        if stage.strategies:
-            line.append(f"  {' + '.join(s.name for s in stage.strategies)}")
-        teacher = stage.teacher
-        if teacher is not None:
-            name = teacher.model.model if teacher.model is not None else teacher.checkpoint
-            line.append(f"  taught by {plan.stages[teacher.stage].label if teacher.stage is not None else name}")
+    if isinstance(stage, MeasureStage):
+        return line
+    line.append(f"  {stage.epochs} epoch{'s' if stage.epochs != 1 else ''}")
+    if isinstance(stage, StoreStage):
+        line.append(f"  the {stage.top_k} likeliest of {stage.num_classes} classes for {stage.num_answers:,} images")
+        line.append(f"  {shown_bytes(stage.num_bytes)}", style="bold")
+        return line
+    if stage.strategies:
+        line.append(f"  {' + '.join(s.name for s in stage.strategies)}")
+    if stage.teacher is not None:
+        line.append(f"  taught by {_named(plan, stage.teacher)}")
     return line
+
+
+def _named(plan: Plan, teacher: NetworkSource) -> str:
+    digest = teacher.stage or teacher.store
+    if digest is not None:
+        return plan.stages[digest].label
+    return teacher.model.model if teacher.model is not None else str(teacher.checkpoint)

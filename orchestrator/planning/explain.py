@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cluster.storage import ArtifactStore
 from orchestrator.errors import PlanError, StoreError
-from orchestrator.planning.plan import MeasureStage, Plan, TrainStage
+from orchestrator.planning.plan import Plan, Stage
 from orchestrator.storage import open_store
 from specs.experiment import Experiment
 from specs.problems import listed, nearest
@@ -16,6 +16,8 @@ from specs.problems import listed, nearest
 SHORT = 10
 MIN_PREFIX = 4
 """Fewest hex digits that name a stage."""
+KINDS = {"train": "training stage", "store": "stored teacher", "measure": "measurement"}
+"""Kinds of stages in words."""
 _ABSENT = object()
 
 
@@ -51,8 +53,7 @@ def explain(plan: Plan, experiment: Experiment, stage: str) -> str:
         return f"{title} is finished; it will not run again."
     best = min(_finished(store, wanted), default=None, key=lambda item: (len(item[1]), not item[2], item[0]))
     if best is None:
-        kind = "measurement" if isinstance(wanted, MeasureStage) else "training stage"
-        return f"{title} is to run: no {kind} is finished yet in {experiment.storage.root}."
+        return f"{title} is to run: no {KINDS[wanted.kind]} is finished yet in {experiment.storage.root}."
     label, differences, _ = best
     lines = [f"{title} is to run. Nearest finished stage: {label}. What differs:"]
     lines += [f"  {difference}" for difference in differences]
@@ -64,7 +65,7 @@ def explain(plan: Plan, experiment: Experiment, stage: str) -> str:
     return "\n".join(lines)
 
 
-def find_stage(plan: Plan, text: str) -> TrainStage | MeasureStage:
+def find_stage(plan: Plan, text: str) -> Stage:
     """The stage that a label, a stage name or the beginning of a digest means.
 
     Raises:
@@ -97,7 +98,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[Difference]:
         yield from differences(old.get(key, _ABSENT), new.get(key, _ABSENT), f"{path}.{key}" if path else str(key))
 
 
-def _finished(store: ArtifactStore, wanted: TrainStage | MeasureStage) -> Iterator[tuple[str, list[Difference], bool]]:
+def _finished(store: ArtifactStore, wanted: Stage) -> Iterator[tuple[str, list[Difference], bool]]:
     """Finished stages of the same kind: label, what differs, and whether it is the same stage of the spec."""
     name = wanted.label.partition("[")[0]
     for artefact in store.names("stages"):

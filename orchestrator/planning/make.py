@@ -8,7 +8,7 @@ from orchestrator.planning.environment import numerics, resolved, training_devic
 from orchestrator.planning.expand import Cell, cells
 from orchestrator.planning.measure_stage import measure_stage
 from orchestrator.planning.operating import OperatingPoints
-from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, TrainStage
+from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, Stage, TrainStage
 from orchestrator.planning.slices import Incompatible, Slices
 from orchestrator.planning.train_stages import TrainStages
 from specs.data import DataSpec
@@ -45,13 +45,13 @@ class _Planner:
 
     def plan(self) -> Plan:
         """All combinations, their stages parents first."""
-        stages: dict[str, TrainStage | MeasureStage] = {}
+        stages: dict[str, Stage] = {}
         combinations: list[Combination] = []
         refused: dict[str, tuple[str, ...]] = {}
         last = len(self.experiment.stages) - 1
         for cell in cells(self.experiment.matrix):
             node = self.training.node(last, cell.choice)
-            if node.stage is None or node.network is None:
+            if not isinstance(node.stage, TrainStage) or node.network is None:
                 refused[cell.name] = node.reasons
                 continue
             try:
@@ -61,7 +61,7 @@ class _Planner:
                 continue
             order = self.training.ancestors(node.stage.digest)
             for digest in order:
-                stages.setdefault(digest, self.training.built[digest])
+                stages.setdefault(digest, self.training.stage(digest))
             stages.setdefault(measurement.digest, measurement)
             combinations.append(
                 Combination.model_construct(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -21,7 +21,7 @@ class Frozen(BaseModel):
 
 
 class NetworkSource(Frozen):
-    """Where a network (the student's start, or the teacher) comes from; exactly one of the three is set."""
+    """Where a network (the student's start, or the teacher) comes from; exactly one of the four is set."""
 
     stage: str | None = None
     """Digest of the training stage whose final artefact holds the network."""
@@ -32,11 +32,16 @@ class NetworkSource(Frozen):
     model: ModelSpec | None = None
     """A timm network, its arguments complete (`img_size`, `num_classes`, `in_chans`)."""
 
+    store: str | None = None
+    """Of a teacher: digest of the store stage whose answers are read in the network's place."""
+
 
 class TrainStage(Frozen):
     """Train (or, with 0 epochs, assemble) one network."""
 
     kind: Literal["train"] = "train"
+    alone: ClassVar[bool] = False
+    """Whether it runs only while nothing else does, on one worker."""
     digest: str
     """64 hex digits; the name of the stage's artefact."""
     label: str
@@ -53,12 +58,50 @@ class TrainStage(Frozen):
     data: DataSpec
     num_classes: int
     seed: int
+    images_seed: int | None = None
+    """Seed of augmentation and mixing where that is not the stage's own: a stored teacher's."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the images."""
+        return self.training.epochs
+
+
+class StoreStage(Frozen):
+    """Write a teacher's answers to every training image as it looks in every epoch."""
+
+    kind: Literal["store"] = "store"
+    alone: ClassVar[bool] = False
+    digest: str
+    label: str
+    digest_parts: dict[str, JsonValue]
+    """`images` in it says what the teacher sees; readers compare it with what they are to see."""
+    parents: tuple[str, ...]
+    """The stage that trained the teacher, if one did."""
+    teacher: NetworkSource
+    model: ModelSpec
+    """The teacher's timm network, its arguments complete."""
+    top_k: int
+    """Classes kept of each answer."""
+    epochs: int
+    training: TrainingSpec
+    """How the images reach the teacher; only augmentation, batches and precision matter."""
+    data: DataSpec
+    num_classes: int
+    seed: int
+    """Of augmentation and mixing."""
+    num_answers: int
+    """Images answered in an epoch."""
+    num_bytes: int
+    """Size of all shards."""
 
 
 class MeasureStage(Frozen):
     """Measure the network that a training stage left, on an otherwise idle machine."""
 
     kind: Literal["measure"] = "measure"
+    alone: ClassVar[bool] = True
+    epochs: ClassVar[int] = 0
     digest: str
     label: str
     digest_parts: dict[str, JsonValue]
@@ -73,7 +116,7 @@ class MeasureStage(Frozen):
     """Knob, as `<strategy>.<option>` → settings, ascending, the trained one among them; all are possible."""
 
 
-Stage = TrainStage | MeasureStage
+Stage = TrainStage | StoreStage | MeasureStage
 
 
 class Combination(Frozen):
@@ -110,12 +153,12 @@ class Plan(Frozen):
     """All stages of an experiment, each once, parents before children."""
 
     experiment: str
-    stages: dict[str, TrainStage | MeasureStage]
+    stages: dict[str, Stage]
     """Digest → stage, in an order in which parents come first."""
     combinations: tuple[Combination, ...]
     dropped: tuple[Dropped, ...] = ()
 
-    def walk(self) -> Iterator[TrainStage | MeasureStage]:
+    def walk(self) -> Iterator[Stage]:
         """All stages, parents first."""
         return iter(self.stages.values())
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.planning.digest import FORMAT, TRAINING_VERSION, canonical, digest_of
 from orchestrator.planning.feasible import num_training_images, obstacles
 from orchestrator.planning.manifest import Manifest, manifest_of
 from orchestrator.planning.networks import Network, from_checkpoint, from_timm, student_model, teacher_model
-from orchestrator.planning.plan import NetworkSource, TrainStage
+from orchestrator.planning.plan import NetworkSource, StoreStage, TrainStage
 from orchestrator.planning.slices import Choice, Incompatible, Slices
+from orchestrator.planning.stored import store_stage
 from specs.data import DataSpec
 from specs.experiment import StageSpec
 from specs.labels import labels
 from specs.load import SpecDocument
-from specs.model import ModelSpec, TeacherSpec
+from specs.model import ModelSpec, StoredSpec, TeacherSpec
 from specs.strategy import StrategyConfig
+from specs.training import TrainingSpec
 from strategies import registry
 from strategies.api import Strategy
 from strategies.catalog import UnknownModelError
@@ -32,9 +34,9 @@ NOT_IN_TRAINING_DIGEST = {"checkpoint_every_steps"}
 
 @dataclass(frozen=True)
 class Node:
-    """A training stage in one combination, or why it cannot be."""
+    """A training stage in one combination (or the stored answers of one), or why it cannot be."""
 
-    stage: TrainStage | None
+    stage: TrainStage | StoreStage | None
     network: Network | None
     """What the stage leaves, as others refer to it."""
     axes: frozenset[int]
@@ -54,7 +56,9 @@ class TrainStages:
     environment: dict[str, str]
     """What numbers depend on, see `environment.numerics`."""
     built: dict[str, TrainStage] = field(default_factory=dict)
-    """All stages built so far, by digest."""
+    """All training stages built so far, by digest."""
+    stores: dict[str, StoreStage] = field(default_factory=dict)
+    """All stored teachers so far, by digest."""
     fatal: dict[str, None] = field(default_factory=dict)
     """Mistakes that no `on_conflict: drop` forgives (an ordered set)."""
     acting: dict[str, tuple[tuple[Strategy[Any], ...], Facts]] = field(default_factory=dict)
@@ -155,6 +159,7 @@ class TrainStages:
                 data=data,
                 num_classes=manifest.num_classes,
                 seed=seed,
+                images_seed=self._images_seed(teacher),
             )
         after = left_by([strategy for strategy, _ in built], facts)
         left = Network(NetworkSource(stage=digest), student.model, after.student, {"stage": digest}, after.shapes)
@@ -191,12 +196,48 @@ class TrainStages:
         chosen: TeacherSpec | None = spec.teacher if spec.teacher is not None else self.slices.get("teacher", choice)
         if chosen is None:
             return None, None, axes
+        network, node, more = self._teaching(i, chosen, spec, data, manifest, choice)
+        if network is not None and chosen.stored is not None:
+            network, node = self._stored(network, node, chosen.stored, spec.training, data)
+        return network, node, axes | more
+
+    def _stored(
+        self, teacher: Network, node: Node | None, stored: StoredSpec, training: TrainingSpec, data: DataSpec
+    ) -> tuple[Network, Node]:
+        """The teacher's answers in place of the teacher."""
+        manifest, data_part = self.data(data)
+        trained = None if node is None else node.stage
+        stage = store_stage(
+            teacher,
+            stored,
+            training,
+            data,
+            data_part,
+            num_train=num_training_images(data, manifest.num_train),
+            parents=() if trained is None else (trained.digest,),
+            label=teacher.model.model if trained is None else trained.label,
+            environment=self.environment,
+        )
+        stage = self.stores.setdefault(stage.digest, stage)
+        facts = replace(teacher.facts, answers_only=True)
+        source = NetworkSource(store=stage.digest)
+        network = Network(source, teacher.model, facts, {"stored": stage.digest}, teacher.shapes)
+        return network, Node(stage, network, frozenset())
+
+    def _images_seed(self, teacher: Network | None) -> int | None:
+        """Seed of the images where a stored teacher has seen them already."""
+        return None if teacher is None or teacher.source.store is None else self.stores[teacher.source.store].seed
+
+    def _teaching(
+        self, i: int, chosen: TeacherSpec, spec: StageSpec, data: DataSpec, manifest: Manifest, choice: Choice
+    ) -> tuple[Network | None, Node | None, set[int]]:
+        """The teacher's network, the stage it comes from, and the axes that decided that stage."""
         if chosen.stage is not None:
             names = [stage.name for stage in self._experiment.stages]
             if spec.teacher is None and chosen.stage in names[i:]:
-                return None, None, axes  # the default teacher itself learns alone, and so do the stages before it
+                return None, None, set()  # the default teacher itself learns alone, and so do the stages before it
             node = self.node(self._earlier(i, chosen.stage), choice)
-            return node.network, node, axes | node.axes
+            return node.network, node, set(node.axes)
         key = ("teacher", id(chosen), id(data))
         network = self._networks.get(key)
         if network is None:
@@ -206,7 +247,7 @@ class TrainStages:
             except ValueError as error:
                 kind = UnknownModelError if isinstance(error, UnknownModelError) else ValueError
                 raise kind(f"its teacher: {error}") from error
-        return network, None, axes
+        return network, None, set()
 
     def _earlier(self, i: int, name: str) -> int:
         """Position of an earlier stage; axes may have assigned a name that validation has not seen."""
@@ -254,12 +295,16 @@ class TrainStages:
         named = [f"{self._axes[a][0]}={self._axes[a][1][choice[a]]}" for a in sorted(axes)]
         return f"{name}[{','.join(named)}]" if named else name
 
+    def stage(self, digest: str) -> TrainStage | StoreStage:
+        """The stage of this name."""
+        return self.built[digest] if digest in self.built else self.stores[digest]
+
     def ancestors(self, digest: str) -> tuple[str, ...]:
-        """A training stage and all it depends on, parents first."""
+        """A stage that trains or stores and all it depends on, parents first."""
         found = self._ancestors.get(digest)
         if found is None:
             order: dict[str, None] = {}
-            for parent in self.built[digest].parents:
+            for parent in self.stage(digest).parents:
                 order.update(dict.fromkeys(self.ancestors(parent)))
             found = self._ancestors[digest] = (*order, digest)
         return found

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from orchestrator.errors import DataError
-from orchestrator.training.order import EvaluationOrder, Key, TrainOrder
+from orchestrator.training.order import EvaluationOrder, Key
 from orchestrator.training.seeding import derive, preserved, seed_all
 from orchestrator.training.sources import Images, open_images
 from orchestrator.training.transforms import (
@@ -161,11 +161,21 @@ def check_tells_apart(images: Images) -> None:
 
 
 def training_loader(
-    images: Images, data: DataSpec, augmentation: AugmentationSpec, order: TrainOrder, device: torch.device
+    images: Images,
+    data: DataSpec,
+    augmentation: AugmentationSpec,
+    order: Iterable[list[Key]],
+    seed: int,
+    device: torch.device,
 ) -> Loader:
-    """Augmented training batches of one worker, from `order.start` to the end of the stage."""
+    """Augmented training batches of one worker.
+
+    Args:
+        order: keys of each batch, for example a `TrainOrder`.
+        seed: of the augmentation.
+    """
     room = CACHE_BYTES // max(data.loader_workers, 1)
-    return Loader(BatchSource(images, data, augmentation, order.seed, room), order, data.loader_workers, device)
+    return Loader(BatchSource(images, data, augmentation, seed, room), order, data.loader_workers, device)
 
 
 def validation_loader(

@@ -15,6 +15,7 @@ from orchestrator.errors import SpecError, StoreError
 from orchestrator.planning.plan import NetworkSource, TrainStage
 from orchestrator.training.checkpoint import SavedNetwork, load_network, read_network, read_tensors
 from orchestrator.training.seeding import derive, seed_all
+from orchestrator.training.stored_teacher import StoredTeacher
 from specs.model import ModelSpec
 from strategies import registry
 from strategies.api import TEACHER_LOGITS, Strategy
@@ -32,6 +33,8 @@ class Networks:
 
     student: Student
     teacher: Student | None
+    """`None` without teacher, and where its answers are stored."""
+    stored: StoredTeacher | None
     strategies: list[Strategy[Any]]
     """In the order in which they act."""
     model: ModelSpec
@@ -50,8 +53,11 @@ def assemble(stage: TrainStage, store: ArtifactSource, device: torch.device) -> 
         strategies = ordered([registry.build(config) for config in stage.strategies])
         seed_all(derive(stage.seed, "network"))
         model, spec, saved = _timm_model(stage.student, store)
-        teacher, teacher_facts = None, None
-        if stage.teacher is not None:
+        teacher, stored, teacher_facts = None, None, None
+        if stage.teacher is not None and stage.teacher.store is not None:
+            stored = StoredTeacher(stage, stage.teacher.store, store, device)
+            teacher_facts = stored.facts
+        elif stage.teacher is not None:
             teacher, teacher_facts = _teacher(stage.teacher, store)
         facts = Facts.of(facts_of(spec), WHOLE if saved is None else saved.shapes, teacher_facts)
         _check_fit(stage, facts, strategies)
@@ -65,7 +71,21 @@ def assemble(stage: TrainStage, store: ArtifactSource, device: torch.device) -> 
             teacher = teacher_of(teacher, strategies, facts.further(student.shapes)).to(device)
     except ValueError as error:
         raise SpecError(f"stage `{stage.label}`: {error}") from error
-    return Networks(student.to(device), teacher, strategies, spec, facts)
+    return Networks(student.to(device), teacher, stored, strategies, spec, facts)
+
+
+def teacher_alone(source: NetworkSource, store: ArtifactSource) -> Student:
+    """A frozen teacher that hands out nothing but its logits, on CPU.
+
+    Raises:
+        SpecError: if it cannot be built.
+        StoreError: if its weights are missing or damaged.
+    """
+    try:
+        network, facts = _teacher(source, store)
+        return teacher_of(network, [], Facts(facts))
+    except ValueError as error:
+        raise SpecError(f"the teacher to be stored: {error}") from error
 
 
 def _timm_model(source: NetworkSource, store: ArtifactSource) -> tuple[nn.Module, ModelSpec, SavedNetwork | None]:

@@ -69,7 +69,10 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     training, device = stage.training, torch.device(context.device)
     group = WorkerGroup(context)
     precision = Precision(training.precision, device)
-    mixing = Mixing(training, stage.num_classes, stage.seed)
+    images_seed = stage.seed if stage.images_seed is None else stage.images_seed
+    mixing = Mixing(training, stage.num_classes, images_seed)
+    # Who is mixed with whom follows from the order, so a stored teacher fixes that too.
+    order_seed = images_seed if mixing.on else stage.seed
 
     # Images
     accumulation = accumulation_steps(training.batch_size, training.micro_batch, group.world_size, mixing.on)
@@ -85,7 +88,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
 
     # Networks: component → dynamic → distillation inside `assemble`, then average, compile, DDP
     networks = assemble(stage, io.store, device)
-    student, teacher, strategies = networks.student, networks.teacher, networks.strategies
+    student, teacher, stored, strategies = networks.student, networks.teacher, networks.stored, networks.strategies
     optimizer = make_optimizer(student, training.optimizer)
     ema = ModelEmaV3(student, decay=training.ema) if training.ema is not None else None
     if training.compile:
@@ -95,7 +98,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     evaluated = student if ema is None else ema.module
 
     order = TrainOrder(
-        len(images), training.batch_size, accumulation, training.epochs, stage.seed, group.rank, group.world_size
+        len(images), training.batch_size, accumulation, training.epochs, order_seed, group.rank, group.world_size
     )
     steps_per_epoch, total_steps = order.steps_per_epoch, order.total_steps
     schedule = make_schedule(optimizer, training, steps_per_epoch) if total_steps else None
@@ -146,7 +149,8 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     if first_step and first_step % steps_per_epoch == 0:
         evaluation = close_epoch()
     order = replace(order, start=first_step)
-    batches = iter(training_loader(images, stage.data, training.augmentation, order, device))
+    batches = iter(training_loader(images, stage.data, training.augmentation, order, images_seed, device))
+    keys = iter(order)
     clock = reported = time.perf_counter()
     steps_since_report = 0
 
@@ -162,10 +166,13 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
             with group.no_sync(forward) if more_follow else nullcontext():
                 with precision.autocast():
                     out = forward(pixels)
-                    taught = None
+                    taught, shown = None, next(keys)
                     if teach is not None:
                         with torch.no_grad(), teaching.running():
                             taught = teach(pixels)
+                    elif stored is not None:
+                        with teaching.running():
+                            taught = stored(shown)
                 loss, terms = total_loss(
                     strategies,
                     precision.full(out),
@@ -224,7 +231,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         "images_per_s": total_steps * training.batch_size / position.training_s if total_steps else None,
         "epochs": training.epochs,
         "steps": total_steps,
-        "environment": _environment(context),
+        "environment": environment_of(context),
     }
     if group.is_first:
         folder = io.scratch / "artefact"
@@ -248,7 +255,7 @@ def _fetch(io: StageIO, name: str) -> Path:
         raise StoreError(f"a finished stage is damaged: {error}") from error
 
 
-def _environment(context: WorkerContext) -> dict[str, Any]:
+def environment_of(context: WorkerContext) -> dict[str, Any]:
     """What the numbers may depend on."""
     device = torch.device(context.device)
     return {

@@ -5,6 +5,7 @@ With KILL_AT above 0 the process kills itself (SIGKILL) after that many steps.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 import torch.distributed as dist
 
 from cluster.local import LocalStore
-from orchestrator.planning.plan import TrainStage
+from orchestrator.planning.plan import StoreStage, TrainStage
 from orchestrator.training.interface import StageIO, WorkerContext
 from orchestrator.training.stage import run_train_stage
+from orchestrator.training.store_stage import run_store_stage
 from specs.strategy import RESOLVER_KEY
 from strategies import registry
 
@@ -31,15 +33,17 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
-    stage = TrainStage.model_validate_json(
-        Path(stage_file).read_text(encoding="utf-8"), context={RESOLVER_KEY: registry.resolver}
-    )
+    text = Path(stage_file).read_text(encoding="utf-8")
     context = WorkerContext(rank=int(rank), world_size=int(world_size))
     if context.world_size > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{rendezvous}", rank=context.rank, world_size=context.world_size
         )
-    run_train_stage(stage, context, StageIO(LocalStore(Path(store)), Path(scratch) / rank, should_stop=die_in_time))
+    io = StageIO(LocalStore(Path(store)), Path(scratch) / rank, should_stop=die_in_time)
+    if json.loads(text)["kind"] == "store":
+        run_store_stage(StoreStage.model_validate_json(text), context, io)
+    else:
+        run_train_stage(TrainStage.model_validate_json(text, context={RESOLVER_KEY: registry.resolver}), context, io)
     if context.world_size > 1:
         dist.destroy_process_group()
 

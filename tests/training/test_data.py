@@ -33,7 +33,7 @@ EVERYTHING = AugmentationSpec(
 def batches(data, augmentation, workers=0, rank=0, world_size=1):
     data = data.model_copy(update={"loader_workers": workers})
     order = TrainOrder(40, 10, 1, 2, seed=5, rank=rank, world_size=world_size)
-    return list(training_loader(open_images(data, "train"), data, augmentation, order, CPU))
+    return list(training_loader(open_images(data, "train"), data, augmentation, order, order.seed, CPU))
 
 
 def same(a, b):
