@@ -145,6 +145,8 @@ class Student(nn.Module):
 
     def read_out(self, out: Output, state: State) -> Output:
         """Hand out the final tokens and run the readouts, as far as this pass should."""
+        if state.answers_only:
+            return out
         if self.wants_tokens and self.handing_out:
             out.tokens, out.keep = state.full_grid(), state.keep
         if self.training:
@@ -217,19 +219,20 @@ class VisionTransformerStudent(Student):
         out = Output(state.x.new_empty(0), num_prefix_tokens=state.num_prefix_tokens)
         left: list[tuple[Tensor, Tensor, int]] = []  # (rows of the batch, their logits, block)
         unanswered: Tensor | None = None  # where nobody is taken out: images that have not left [B] (bool)
+        tapping = self.tapping and not state.answers_only
         for i, block in enumerate(self.model.blocks):
             # One call a half, so that what only attention needs (its input, the keys) is freed before the MLP, where
             # a block's memory peaks.
             state = self._first_half(i, block, state, out)
             state = self._second_half(i, block, state)
             out.num_tokens.append(_tokens_an_image(state))
-            if self.tapping and i in self.taps:
+            if tapping and i in self.taps:
                 out.features[i] = (state if state.aside is None else rejoin(state)).full_grid()
             if i in self.depth:
                 logits, leaves = self.depth[i](state)
                 if self.training:
                     out.exits[i] = logits
-                elif self.tapping:
+                elif tapping:
                     # A teacher answers at its exits, but its features are wanted of every image.
                     waiting = torch.ones_like(leaves) if unanswered is None else unanswered
                     leaves, unanswered = leaves & waiting, waiting & ~leaves
@@ -271,14 +274,16 @@ class VisionTransformerStudent(Student):
             attended = self.attention[i](block.attn, normed, state)
         else:
             want = self.looks.get(i, frozenset())
-            if not self.handing_out:
+            if state.answers_only or not self.handing_out:
                 want = want - {"projections"}
             attended, look = attend(block.attn, normed, state, rotate=self.rotate.get(i), want=want)
             if look.projections is not None:
                 out.projections[i] = look.projections
         x = state.x + block.drop_path1(block.ls1(attended))
         state = replace(state, x=x, attended=attended if i in self.carry else None)
-        return self.tokens[i](state, look, self.tapping) if i in self.tokens else state
+        if i not in self.tokens:
+            return state
+        return self.tokens[i](state, look, self.tapping and not state.answers_only)
 
     def _second_half(self, i: int, block: Any, state: State) -> State:
         """MLP."""
@@ -304,7 +309,7 @@ class VisionTransformerStudent(Student):
             out.logits = model.forward_head(x)
         for head in self.heads:
             out = head(out, state)
-        if self.wants_dense and self.handing_out:
+        if self.wants_dense and self.handing_out and not state.answers_only:
             patches = state.full_grid()[:, state.num_prefix_tokens :]
             out.dense_logits = model.head(model.head_drop(model.fc_norm(patches)))
         return self.read_out(out, state)

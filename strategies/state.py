@@ -65,6 +65,8 @@ class State:
     reads it (`carry`)."""
     notes: Mapping[str, Tensor] = field(default_factory=dict)
     """What strategies leave for their own later seams and readouts: strategy → [R, …]."""
+    answers_only: bool = False
+    """Whether this pass hands out nothing but logits: it is one of several (`whole`), and losses look at another."""
 
     @property
     def num_images(self) -> int:
