@@ -39,6 +39,7 @@ WORDS = {
     api.CLASS_ATTENTION: "the class token's attention",
     api.PROJECTIONS: "queries, keys and values",
     api.GRID: "the whole patch grid",
+    api.GRID_SIZE: "a patch grid of one size",
     api.DENSE: "the same tokens in every image",
     api.TAP: "the tokens on the full grid",
     api.FINAL_TOKENS: "the final tokens on the full grid",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import NonNegativeInt
 
 from specs.strategy import StrategyConfig
-from strategies.api import Claims, OptionError, Strategy
+from strategies.api import GRID_SIZE, Claim, Claims, OptionError, Strategy
 from strategies.blocks import checked
 from strategies.component.replaced_attention import remove_attention, replacing
 from strategies.facts import Facts
@@ -68,8 +69,10 @@ class GlobalFilter(Strategy[GlobalFilterConfig]):
         return blocks
 
     def claims(self, facts: Facts) -> Claims:
-        """Own the attention of the filtered blocks, which must see the whole grid."""
-        return replacing(self.filtered(facts), grid=True, turns=False, weights_gone=True)
+        """Own the attention of the filtered blocks, which must see the whole grid, at the size of the filters."""
+        blocks = self.filtered(facts)
+        claims = replacing(blocks, grid=True, turns=False, weights_gone=True)
+        return replace(claims, needs=claims.needs | {Claim(GRID_SIZE)}) if blocks else claims
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Put the filters in the attention's place."""
