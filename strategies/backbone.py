@@ -350,7 +350,7 @@ class TapStudent(Student):
         if blocks:
             final, maps = self.model.forward_intermediates(images, indices=blocks, output_fmt="NCHW")
             out = Output(self.model.forward_head(final), features=dict(zip(blocks, maps, strict=True)))
-        elif self.wants_tokens and self.handing_out:
+        elif self.tapping:
             final = self.model.forward_features(images)
             out = Output(self.model.forward_head(final))
         else:

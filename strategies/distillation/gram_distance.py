@@ -13,8 +13,9 @@ from torch import Tensor
 def gram_distances(ours: Tensor, theirs: Tensor, num_samples: int) -> dict[str, Tensor]:
     """Mean squared differences of Gram matrices of patches that are scaled to length 1.
 
-    Source: Hao et al. 2022, arXiv:2107.01378, the decoupled manifold loss. A Gram matrix holds the cosines between patches, so
-    both networks' are of one size. Three parts replace the one over all B·n patches, which would not fit into memory.
+    Source: Hao et al. 2022, arXiv:2107.01378, the decoupled manifold loss. A Gram matrix holds the cosines between
+    patches, so both networks' are of one size. Three parts replace the one over all B·n patches, which would not fit
+    into memory.
 
     Args:
         ours: the student's patches [B, n, D].

@@ -11,7 +11,7 @@ from strategies.facts import Facts
 from tests.strategies.checks import DEIT, assert_exports, counted_macs, outside_blocks, plain_block
 from tests.strategies.toys import strategy, student, toy
 
-TEACHING = ("response", "feature", "manifold", "vitkd", "attention_relation")
+TEACHING = ("response", "feature", "manifold", "vitkd", "attention_relation", "spatial_channel", "token_labeling")
 """Strategies whose network is the plain one, apart from what trains it."""
 
 
