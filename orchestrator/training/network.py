@@ -24,7 +24,7 @@ from strategies.catalog import facts_of
 from strategies.claims import left_by
 from strategies.compose import build_model, compose, needs_of, ordered, student_of, teacher_of
 from strategies.facts import Facts, ModelFacts
-from strategies.shapes import WHOLE
+from strategies.shapes import WHOLE, Shapes
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Networks:
     model: ModelSpec
     """The student's timm network, its arguments complete."""
     facts: Facts
+    """Of the student before strategies changed its shapes."""
 
 
 def assemble(stage: TrainStage, store: ArtifactSource, device: torch.device) -> Networks:
@@ -86,6 +87,24 @@ def teacher_alone(source: NetworkSource, store: ArtifactSource) -> Student:
         return teacher_of(network, [], Facts(facts))
     except ValueError as error:
         raise SpecError(f"the teacher to be stored: {error}") from error
+
+
+def recomposed(stage: TrainStage, networks: Networks, shapes: Shapes) -> tuple[Student, list[Strategy[Any]]]:
+    """The stage's student at other shapes, with strategies attached anew; its weights mean nothing yet.
+
+    Args:
+        networks: of the stage, as it began.
+        shapes: of the student, smaller than there.
+
+    Returns:
+        The student, and its strategies in the order in which they act.
+    """
+    strategies = ordered([registry.build(config) for config in stage.strategies])
+    spec = networks.model.model_copy(update={"pretrained": False})
+    seed_all(derive(stage.seed, "strategies"))
+    facts = networks.facts.further(shapes)
+    student = compose(build_model(spec, shapes), strategies, facts, restored=True)
+    return student.to(next(networks.student.parameters()).device), strategies
 
 
 def _timm_model(source: NetworkSource, store: ArtifactSource) -> tuple[nn.Module, ModelSpec, SavedNetwork | None]:

@@ -6,18 +6,22 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torchvision
-from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
 
 from orchestrator.errors import StoreError
 from orchestrator.planning.plan import TrainStage
+from orchestrator.training.calibration import gradients_over
 from orchestrator.training.checkpoint import save_network
 from orchestrator.training.data import check_classes, check_tells_apart, training_loader, validation_loader
 from orchestrator.training.distributed import WorkerGroup
@@ -26,15 +30,16 @@ from orchestrator.training.interface import Progress, StageInterrupted, StageIO,
 from orchestrator.training.meter import LossMeter
 from orchestrator.training.mixing import Mixing
 from orchestrator.training.network import assemble
-from orchestrator.training.optimizer import make_optimizer, make_schedule
-from orchestrator.training.order import TrainOrder, accumulation_steps, check_fits
+from orchestrator.training.order import Key, TrainOrder, accumulation_steps, check_fits
 from orchestrator.training.precision import Precision
-from orchestrator.training.progress import Position, ProgressStore, Trainable
+from orchestrator.training.progress import Position, ProgressStore
+from orchestrator.training.running import Running
 from orchestrator.training.seeding import derive, determinism, seed_all
 from orchestrator.training.settle import settle
 from orchestrator.training.sources import open_images
 from orchestrator.training.stopping import StopVote
 from orchestrator.training.stopwatch import Stopwatch
+from strategies.gradients import Gradients
 from strategies.losses import total_loss
 
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -86,28 +91,24 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     check_classes(validation.source.images, stage.num_classes)
     check_tells_apart(validation.source.images)
 
-    # Networks: component → dynamic → distillation inside `assemble`, then average, compile, DDP
-    networks = assemble(stage, io.store, device)
-    student, teacher, stored, strategies = networks.student, networks.teacher, networks.stored, networks.strategies
-    optimizer = make_optimizer(student, training.optimizer)
-    ema = ModelEmaV3(student, decay=training.ema) if training.ema is not None else None
-    if training.compile:
-        torch.compiler.reset()  # else a lane's tenth stage would find the limit of graphs for one function reached
-    forward = group.parallel(torch.compile(student) if training.compile else student)  # type: ignore[arg-type]
-    teach = torch.compile(teacher) if training.compile and teacher is not None else teacher
-    evaluated = student if ema is None else ema.module
-
     order = TrainOrder(
         len(images), training.batch_size, accumulation, training.epochs, order_seed, group.rank, group.world_size
     )
     steps_per_epoch, total_steps = order.steps_per_epoch, order.total_steps
-    schedule = make_schedule(optimizer, training, steps_per_epoch) if total_steps else None
+
+    # Networks: component → dynamic → distillation inside `assemble`, then average, compile, DDP in `Running`
+    networks = assemble(stage, io.store, device)
+    running = Running(stage, networks, group, steps_per_epoch)
+    teacher, stored = networks.teacher, networks.stored
+    teach = torch.compile(teacher) if training.compile and teacher is not None else teacher
 
     # Where to go on from
-    trainable = Trainable(student, optimizer, precision.scaler, ema)
     progress_store = ProgressStore(io.store, stage.digest, io.scratch)
     first_step = group.from_first(progress_store.latest_sound() if group.is_first else 0)
-    position = progress_store.load(first_step, trainable) if first_step else Position()
+    position = Position()
+    if first_step:
+        running.begin_at(progress_store.shapes(first_step))
+        position = progress_store.load(first_step, running.trainable(precision))
     earlier = replace(position)
     meter = LossMeter(stage.label, eager=device.type == "cpu")
     meter.sums = position.sums if group.is_first else {}
@@ -131,68 +132,78 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         position.sums = group.sum_by_name(meter.sums)
         add_up_time()
         if group.is_first:
-            progress_store.save(position, trainable)
+            progress_store.save(position, running.trainable(precision))
 
     def close_epoch() -> Evaluation | None:
         """Evaluate, if it is time, and report. The epoch's checkpoint is there already: a kill repeats only this."""
         epoch, found, values = position.step // steps_per_epoch, None, position.history[-1]["values"]
         if position.step == total_steps or epoch % training.eval_every == 0:
-            found = evaluate(stage.label, evaluated, validation, strategies, precision, group)
+            found = evaluate(stage.label, running.evaluated, validation, running.strategies, precision, group)
             values |= found.values
         report("epoch", position.step, values)
         return found
 
+    def loss_of(
+        network: nn.Module, pixels: Tensor, target: Tensor, shown: list[Key]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on a micro-batch, and its terms."""
+        with precision.autocast():
+            out, taught = network(pixels), None
+            if teach is not None:
+                with torch.no_grad(), teaching.running():
+                    taught = teach(pixels)
+            elif stored is not None:
+                with teaching.running():
+                    taught = stored(shown)
+        answer = None if taught is None else precision.full(taught)
+        return total_loss(running.strategies, precision.full(out), answer, target, training.label_smoothing)
+
+    def batches_from(step: int) -> Iterator[tuple[Tensor, Tensor, list[Key]]]:
+        """Micro-batches from a step on, mixed, and which images they show."""
+        ahead = replace(order, start=step)
+        loader = training_loader(images, stage.data, training.augmentation, ahead, images_seed, device)
+        for i, (batch, shown) in enumerate(zip(loader, ahead, strict=False)):
+            yield *mixing(*batch, step + i // accumulation), shown
+
+    def gradients_at(step: int, num_images: int) -> Gradients:
+        """Of the loss on the images that come next."""
+        seed_all(derive(stage.seed, "calibration", step, group.rank), device)
+        ahead = islice(batches_from(step), -(-num_images // (micro_batch * group.world_size)))
+        return gradients_over(running.student, ahead, lambda *batch: loss_of(running.student, *batch)[0], group)
+
     report("resumed" if first_step else "start", first_step, {})
-    student.train()
+    running.student.train()
     stop_vote = StopVote(group, io.should_stop, context.deadline_s)
-    parameters = [p for p in student.parameters() if p.requires_grad]
     if first_step and first_step % steps_per_epoch == 0:
         evaluation = close_epoch()
-    order = replace(order, start=first_step)
-    batches = iter(training_loader(images, stage.data, training.augmentation, order, images_seed, device))
-    keys = iter(order)
+    batches = batches_from(first_step)
     clock = reported = time.perf_counter()
     steps_since_report = 0
 
     for step in range(first_step, total_steps):
-        for strategy in strategies:
-            strategy.at(student, step / total_steps)
-        assert schedule is not None
-        schedule.step_update(step)
+        running.cut_at(step, partial(gradients_at, step))
+        for strategy in running.strategies:
+            strategy.at(running.student, step / total_steps)
+        assert running.schedule is not None
+        running.schedule.step_update(step)
         seed_all(derive(stage.seed, "step", step, group.rank), device)
         for micro_step in range(accumulation):
-            pixels, target = mixing(*next(batches), step)
-            more_follow = micro_step + 1 < accumulation
-            with group.no_sync(forward) if more_follow else nullcontext():
-                with precision.autocast():
-                    out = forward(pixels)
-                    taught, shown = None, next(keys)
-                    if teach is not None:
-                        with torch.no_grad(), teaching.running():
-                            taught = teach(pixels)
-                    elif stored is not None:
-                        with teaching.running():
-                            taught = stored(shown)
-                loss, terms = total_loss(
-                    strategies,
-                    precision.full(out),
-                    None if taught is None else precision.full(taught),
-                    target,
-                    training.label_smoothing,
-                )
+            batch, more_follow = next(batches), micro_step + 1 < accumulation
+            with group.no_sync(running.forward) if more_follow else nullcontext():
+                loss, terms = loss_of(running.forward, *batch)
                 meter.add(step, loss, terms)
                 precision.backward(loss / accumulation)
-        precision.step(optimizer, parameters, training.clip_grad)
+        precision.step(running.optimizer, running.parameters, training.clip_grad)
         position.step = done = step + 1
-        if ema is not None:
-            ema.update(student, step=done)
+        if running.ema is not None:
+            running.ema.update(running.student, step=done)
 
         steps_since_report += 1
         now = time.perf_counter()
         if now - reported >= SECONDS_BETWEEN_REPORTS:
             meter.read()
             speed = steps_since_report * training.batch_size / (now - reported)
-            report("step", done, {"loss": meter.latest, "lr": optimizer.param_groups[0]["lr"], "images_per_s": speed})
+            report("step", done, {"loss": meter.latest, "lr": running.rate, "images_per_s": speed})
             reported, steps_since_report = now, 0
 
         end_of_epoch, end = done % steps_per_epoch == 0, done == total_steps
@@ -206,7 +217,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         position.training_s += now - clock
         if end_of_epoch:
             values = meter.means(group.sum_by_name(meter.sums))
-            values |= {"lr": optimizer.param_groups[0]["lr"]}
+            values |= {"lr": running.rate}
             values |= {"images_per_s": done * training.batch_size / position.training_s}
             position.history.append(asdict(progress_at("epoch", done, values)))
             meter.sums = {}
@@ -220,7 +231,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         steps_since_report = 0
 
     if evaluation is None:  # a stage of 0 epochs
-        evaluation = evaluate(stage.label, evaluated, validation, strategies, precision, group)
+        evaluation = evaluate(stage.label, running.evaluated, validation, running.strategies, precision, group)
     metrics = position.history[-1]["values"] if total_steps else evaluation.values
     add_up_time()
     result = {
@@ -236,7 +247,9 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     if group.is_first:
         folder = io.scratch / "artefact"
         shutil.rmtree(folder, ignore_errors=True)
-        save_network(folder, evaluated, networks.model, stage.strategies, stage.num_classes, networks.facts.teacher)
+        save_network(
+            folder, running.evaluated, networks.model, stage.strategies, stage.num_classes, networks.facts.teacher
+        )
         (folder / "stage.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
         (folder / "history.jsonl").write_text(
             "".join(json.dumps(line) + "\n" for line in position.history), encoding="utf-8"

@@ -55,6 +55,8 @@ def choose(candidates: Sequence[Candidates], scope: Scope, ratio: float) -> list
     Returns:
         What stays of each: positions, ascending (int64).
     """
+    if not candidates:
+        return []
     if scope == "per_block":
         left = [nearest(c.started * (1 - ratio)) for c in candidates]
     elif scope == "isomorphic":

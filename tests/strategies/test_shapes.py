@@ -1,71 +1,47 @@
 from __future__ import annotations
 
-import copy
+import json
 
 import pytest
-import torch
-from torch import nn
 
-from specs.model import ModelSpec
-from strategies.compose import build_model
-from strategies.shapes import keep_channels, keep_heads, narrow_linear, reshape
+from strategies.facts import Facts, ModelFacts
+from strategies.shapes import WHOLE, BlockShape, Shapes
 
-
-@pytest.fixture(
-    params=[
-        {},
-        {"qkv_bias": False},
-        {"qk_norm": True, "init_values": 0.5},
-        {"class_token": False, "global_pool": "avg"},
-    ]
+CUT = Shapes(
+    blocks={1: BlockShape(2, 100), 0: BlockShape(3, 64)}, embed_dim=40, head_dim=8, removed=(5, 2), widths={"a.fc1": 7}
 )
-def model(request, toy_vit: ModelSpec) -> nn.Module:
-    """Every parameter is random, biases too, so that nothing is zero by luck."""
-    torch.manual_seed(0)
-    network = build_model(ModelSpec(model=toy_vit.model, args={**toy_vit.args, **request.param})).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return network
+FACTS = ModelFacts("some_vit", "vit", 4, 10, 64, embed_dim=48, num_heads=3, head_dim=16, tap_widths=(48,) * 4)
 
 
-def test_cut_heads_and_channels_equal_silenced_ones(model: nn.Module) -> None:
-    silenced = copy.deepcopy(model)
-    E = model.blocks[0].attn.head_dim
-    with torch.no_grad():
-        silenced.blocks[1].attn.proj.weight[:, E : 2 * E] = 0  # the middle head of three
-        silenced.blocks[2].mlp.fc2.weight[:, [0, 5, 191]] = 0
-    keep_heads(model.blocks[1].attn, torch.tensor([0, 2]))
-    keep_channels(model.blocks[2].mlp, torch.tensor([c for c in range(192) if c not in (0, 5, 191)]))
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model(images), silenced(images), rtol=1e-5, atol=1e-5)
-    assert model.blocks[1].attn.qkv.weight.shape == (3 * 2 * E, 48)
-    assert model.blocks[2].mlp.fc1.weight.shape == (189, 48)
+def test_json_and_back():
+    for shapes in (WHOLE, CUT, Shapes(removed=(1,)), Shapes(embed_dim=8)):
+        assert Shapes.from_json(json.loads(json.dumps(shapes.to_json()))) == shapes
+    assert WHOLE.to_json() == {}
 
 
-def test_a_reshaped_network_takes_pruned_weights(model: nn.Module) -> None:
-    pruned = copy.deepcopy(model)
-    keep_heads(pruned.blocks[0].attn, torch.tensor([2]))
-    keep_channels(pruned.blocks[3].mlp, torch.arange(100, 164))
-    reshape(model, {0: (1, 192), 3: (3, 64)})
-    model.load_state_dict(pruned.state_dict())
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(model(images), pruned(images))
+def test_the_older_form_is_read():
+    assert Shapes.from_json({"0": [2, 100], "3": [1, 8]}) == Shapes(blocks={0: BlockShape(2, 100), 3: BlockShape(1, 8)})
 
 
-def test_reshaping_to_the_shape_that_is_there_changes_nothing(model: nn.Module) -> None:
-    images = torch.randn(2, 3, 64, 64)
-    before = model(images)
-    reshape(model, dict.fromkeys(range(4), (3, 192)))
-    assert torch.equal(model(images), before)
+@pytest.mark.parametrize("wrong", [{"width": 3}, {"blocks": {"x": [1, 2]}}, {"0": [1]}, {"removed": ["a"]}])
+def test_what_is_no_shape_is_refused(wrong):
+    with pytest.raises(ValueError, match=r".+"):
+        Shapes.from_json(wrong)
 
 
-def test_cutting_draws_no_random_numbers_and_keeps_dtype_and_gradient() -> None:
-    layer = nn.Linear(6, 4, dtype=torch.float64)
-    before = torch.get_rng_state()
-    cut = narrow_linear(layer, rows=torch.tensor([3, 1]), columns=torch.tensor([0, 5]))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(cut.weight, layer.weight[[3, 1]][:, [0, 5]])
-    assert torch.equal(cut.bias, layer.bias[[3, 1]])
-    assert cut.weight.dtype == torch.float64
-    assert cut.weight.requires_grad
+def test_equal_shapes_are_one_key():
+    same = Shapes(blocks=CUT.blocks, embed_dim=40, head_dim=8, removed=(2, 5), widths={"a.fc1": 7})
+    assert {CUT: 1}[same] == 1
+    assert not WHOLE
+    assert CUT
+    assert CUT != WHOLE
+
+
+def test_facts_follow_the_shapes_once():
+    facts = Facts.of(FACTS, Shapes(embed_dim=40, removed=(1,)))
+    assert (facts.student.depth, facts.student.embed_dim, facts.student.tap_widths) == (3, 40, (40, 40, 40))
+    further = facts.further(Shapes(embed_dim=24, head_dim=8, removed=(1, 3)))
+    assert (further.student.depth, further.student.embed_dim, further.student.head_dim) == (2, 24, 8)
+    assert further.further(further.shapes) == further
+    assert further == Facts.of(FACTS, further.shapes)
+    assert further.shapes.left(4) == [0, 2]
