@@ -20,7 +20,7 @@ from specs.data import ImageFolder, Sample, Torchvision
 from specs.experiment import Experiment, StageSpec, StorageSpec, TrackingSpec
 from specs.matrix import Axis, MatrixSpec
 from specs.measurement import MeasurementSpec
-from specs.model import InitSpec, ModelSpec, TeacherSpec
+from specs.model import InitSpec, ModelSpec, StoredSpec, TeacherSpec
 from specs.resources import ResourcesSpec
 from specs.training import AugmentationSpec, OptimizerSpec, ScheduleSpec, TrainingSpec
 from strategies import registry
@@ -57,7 +57,11 @@ use the same paths.
 SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ("Experiment", "The top of the file.", (Experiment,)),
     ("Data", "`data`: one of three kinds.", (ImageFolder, Torchvision, Sample)),
-    ("Networks", "`student`, `teacher`, and a stage's `model` and `init`.", (ModelSpec, TeacherSpec, InitSpec)),
+    (
+        "Networks",
+        "`student`, `teacher`, and a stage's `model` and `init`.",
+        (ModelSpec, TeacherSpec, StoredSpec, InitSpec),
+    ),
     ("Stages", "`stages`: a list.", (StageSpec,)),
     (
         "Training",

@@ -147,6 +147,8 @@ def training_peak(
                 out = student(pixels)
                 with torch.no_grad():
                     taught = None if teacher is None else teacher(pixels)
+                if networks.stored is not None:
+                    taught = networks.stored.to_anything(batch_size)
             guide = None if taught is None else precision.full(taught)
             loss, _ = total_loss(strategies, precision.full(out), guide, target, training.label_smoothing)
             precision.backward(loss / micro_steps)

@@ -108,7 +108,7 @@ def store_stage(
     return StoreStage.model_construct(
         kind="store",
         digest=digest_of(parts),
-        label=f"stored:{label}",
+        label=f"stored:{label}:top{stored.top_k}",
         digest_parts=parts,
         parents=parents,
         teacher=teacher.source,

@@ -87,7 +87,7 @@ class StageCost(Frozen):
 
     digest: str
     label: str
-    kind: Literal["train", "measure"]
+    kind: Literal["train", "store", "measure"]
     status: Literal["done", "failed", "to run"]
     combinations: tuple[str, ...]
     """Names of the combinations that need it."""

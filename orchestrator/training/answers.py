@@ -15,17 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from orchestrator.planning.stored import index_bytes
-
-INDEX = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}
-"""Bytes → type of a class index."""
-
 
 class Answers(NamedTuple):
     """The likeliest classes of B images."""
 
-    index: Tensor
-    """[B, K]: classes, the likeliest first (the smallest type of `INDEX` that holds them)."""
+    classes: Tensor
+    """[B, K] (int64), the likeliest first; in files the smallest type that holds them."""
     log_probability: Tensor
     """[B, K] (float16): natural logarithms of their probabilities."""
     log_rest: Tensor
@@ -45,9 +40,7 @@ def compress(logits: Tensor, top_k: int) -> Answers:
     # Summed over the others, not 1 − Σ: where the teacher is sure, that difference would be rounding alone.
     rest = log_p.scatter(1, index, -math.inf).logsumexp(-1) - math.log(max(num_classes - top_k, 1))
     smallest = torch.finfo(torch.float16).min
-    return Answers(
-        index.to(INDEX[index_bytes(num_classes)]), kept.clamp(min=smallest).half(), rest.clamp(min=smallest).half()
-    )
+    return Answers(index, kept.clamp(min=smallest).half(), rest.clamp(min=smallest).half())
 
 
 def expand(answers: Answers, num_classes: int) -> Tensor:
@@ -56,9 +49,9 @@ def expand(answers: Answers, num_classes: int) -> Tensor:
     They differ from the teacher's own logits by one number an image, to which no softmax is sensitive.
 
     Args:
-        answers: of `compress`, their index as int64.
+        answers: of `compress`.
         num_classes: C.
     """
     log_p = answers.log_probability.float()
     rest = answers.log_rest.float().unsqueeze(1).expand(-1, num_classes)
-    return rest.scatter(1, answers.index, log_p)
+    return rest.scatter(1, answers.classes, log_p)

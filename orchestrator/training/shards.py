@@ -24,11 +24,13 @@ from torch import Tensor
 from cluster.storage import ArtifactSource, ArtifactStore
 from orchestrator.errors import StoreError
 from orchestrator.planning.plan import StoreStage
-from orchestrator.planning.stored import answers_folder, images_per_shard, mixes
+from orchestrator.planning.stored import answers_folder, images_per_shard, index_bytes, mixes
 from orchestrator.training.answers import Answers
 from orchestrator.training.order import Key, TrainOrder, accumulation_steps
 
 FILE, RECORD = "answers.safetensors", "shard.json"
+INDEX = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}
+"""Bytes → type of a class in the file."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def commit_shard(
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    tensors = {"image": images, **answers._asdict()}
+    classes = answers.classes.cpu().to(INDEX[index_bytes(stage.num_classes)])
+    tensors = {"image": images, **answers._replace(classes=classes)._asdict()}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / FILE)
     (folder / RECORD).write_text(json.dumps({"images": shard.size, "seconds": seconds}), encoding="utf-8")
     with suppress(FileExistsError):  # the numbers of two runs may differ in their last bits, and their times do
@@ -146,7 +149,7 @@ class Epoch:
         self._place[ids] = np.arange(len(ids))
 
     def look_up(self, images: list[int]) -> Answers:
-        """The answers to these images, in this order; the index as int64.
+        """The answers to these images, in this order.
 
         Raises:
             StoreError: if one of them has no answer.
@@ -157,7 +160,7 @@ class Epoch:
         place = self._place[images]
         shard = np.searchsorted(self._starts, place, side="right") - 1
         row, columns = place - self._starts[shard], []
-        for name, kind in (("index", np.int64), ("log_probability", np.float16), ("log_rest", np.float16)):
+        for name, kind in (("classes", np.int64), ("log_probability", np.float16), ("log_rest", np.float16)):
             first = self._tensors[0][name]
             column = np.empty((len(images), *first.shape[1:]), dtype=kind)
             for s in np.unique(shard):

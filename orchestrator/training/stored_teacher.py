@@ -13,7 +13,7 @@ from orchestrator.planning.digest import digest_of
 from orchestrator.planning.explain import differences
 from orchestrator.planning.plan import StoreStage, TrainStage
 from orchestrator.planning.stored import images_part
-from orchestrator.training.answers import Answers, expand
+from orchestrator.training.answers import Answers, compress, expand
 from orchestrator.training.order import Key
 from orchestrator.training.shards import Epoch
 from strategies.catalog import facts_of
@@ -55,8 +55,14 @@ class StoredTeacher:
         if self._epoch is None or self._epoch.number != epoch:
             self._epoch = None  # unmapped before the next one is mapped
             self._epoch = Epoch(self._stage, epoch, self._store)
-        found = self._epoch.look_up([image for _, image in keys])
-        on_device = Answers(*(tensor.to(self._device, non_blocking=True) for tensor in found))
+        return self._output(self._epoch.look_up([image for _, image in keys]))
+
+    def to_anything(self, num_images: int) -> Output:
+        """An output as large as those that are stored, for images that have no answer: memory is measured on such."""
+        return self._output(compress(torch.randn(num_images, self._stage.num_classes), self._stage.top_k))
+
+    def _output(self, answers: Answers) -> Output:
+        on_device = Answers(*(tensor.to(self._device, non_blocking=True) for tensor in answers))
         return Output(logits=expand(on_device, self._stage.num_classes))
 
 

@@ -15,13 +15,16 @@ import yaml
 
 from cluster.local import LocalStore
 from orchestrator.errors import PlanError, StoreError
+from orchestrator.measurement.training_memory import FetchedStages, Training, read_stage, training_peak
 from orchestrator.planning.describe import as_json, as_text
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import StoreStage, TrainStage
+from orchestrator.reporting.compare import compare
 from orchestrator.reporting.training_cost import training_rows
-from orchestrator.training.checkpoint import read_tensors
+from orchestrator.training.answers import compress
+from orchestrator.training.checkpoint import WEIGHTS, read_tensors
 from orchestrator.training.interface import StageInterrupted, StageIO, WorkerContext
-from orchestrator.training.shards import FILE, Epoch
+from orchestrator.training.shards import FILE, Epoch, artefact, commit_shard, shards_of_epoch
 from orchestrator.training.stage import run_train_stage
 from orchestrator.training.store_stage import run_store_stage
 from specs.load import load
@@ -148,7 +151,7 @@ def test_the_plan_shows_the_size_first(document, tmp_path):
     text = as_text(plan, written.experiment)
     assert "stored:teacher" in text
     assert "4.2 kB" in text
-    assert "taught by stored:teacher" in text
+    assert "taught by stored:teacher:top5" in text
     assert "Stored teachers: 4.2 kB; 4.2 kB to write" in text
     counted = json.loads(as_json(plan, written.experiment))["stored_bytes"]
     assert (counted["all"], counted["to_write"]) == (size, size)
@@ -178,6 +181,9 @@ def test_another_seed_learns_from_the_same_answers(document, do, store):
     assert results[stored.digest]["shards"] == 2
     first, second = weights(store, plan, 0), weights(store, plan, 1)
     assert not torch.equal(first["head.weight"], second["head.weight"])
+    costs = {cost.kind: cost for cost in compare(plan, store).stages}
+    assert [costs[kind].status for kind in ("train", "store", "measure")] == ["done", "done", "to run"]
+    assert costs["store"].seconds == costs["store"].teacher_seconds == results[stored.digest]["seconds"]
     rows = {r.name: r.value for r in training_rows(plan, plan.combinations[0], results)}
     alone = sum(results[d]["seconds"] for d in plan.combinations[0].stages[:-1])
     assert rows["train_seconds"] == pytest.approx(alone)
@@ -202,6 +208,21 @@ def test_shards_are_as_large_as_the_plan_says(document, do, store, monkeypatch):
             assert torch.equal(column[row], alone[0])
     with pytest.raises(StoreError, match="no answer to image 100 in epoch 1"):
         epoch.look_up([3, 100])
+
+
+@pytest.mark.parametrize(("num_classes", "dtype"), [(256, torch.uint8), (60_000, torch.uint16), (70_000, torch.int32)])
+def test_a_shard_gives_back_the_highest_class(document, store, tmp_path, num_classes, dtype):
+    plan = make_plan(document({"top_k": 2}))
+    stage = the_store(plan).model_copy(update={"num_classes": num_classes, "num_answers": 3})
+    (shard,) = shards_of_epoch(stage, 0)
+    logits = torch.randn(3, num_classes, generator=torch.Generator().manual_seed(0))
+    logits[1, -1] = 20.0
+    answers = compress(logits, 2)
+    commit_shard(store, stage, shard, torch.tensor([5, 900, 0], dtype=torch.int32), answers, 1.0, tmp_path / "shard")
+    assert read_tensors(store.fetch(artefact(stage, shard)) / FILE)["classes"].dtype == dtype
+    found = Epoch(stage, 0, store).look_up([0, 900, 5])
+    assert torch.equal(found.classes, answers.classes.flip(0))
+    assert found.classes[1, 0] == num_classes - 1
 
 
 def in_processes(stage, store, tmp_path, kill_at=0, world_size=1):
@@ -253,7 +274,7 @@ def test_killed_writers_lose_only_the_shard_under_way(document, do, store, tmp_p
     for name in names:
         one, two = (read_tensors(where.fetch(name) / FILE) for where in (store, undisturbed))
         assert torch.equal(one["image"], two["image"])
-        assert torch.equal(one["index"].int(), two["index"].int())
+        assert torch.equal(one["classes"].int(), two["classes"].int())
         torch.testing.assert_close(one["log_probability"], two["log_probability"])
 
 
@@ -285,6 +306,21 @@ def test_too_little_room_is_said_before_anything_is_written(document, do, store)
     with pytest.raises(StoreError, match=r"3\.6 kB of answers are to be written, and .* has 1\.0 kB free. Way out"):
         do(plan, upto=StoreStage, store=Full(store.root))
     assert list(store.names("answers")) == []
+
+
+def test_training_memory_is_measured_without_the_teacher(document, do, store):
+    plans = [make_plan(document(how)) for how in (None, {"top_k": 4})]
+    peaks = []
+    for plan in plans:
+        do(plan)
+        job = Training(plan.stages[plan.combinations[0].result], store).job(threads=1)
+        stages = FetchedStages(job.parents)
+        peaks.append(training_peak(read_stage(json.dumps(job.stage)), stages, torch.device("cpu"), job.batch_size, 1))
+    online, stored = peaks
+    teacher = read_tensors(
+        store.fetch(f"stages/{plans[0].stages[plans[0].combinations[0].stages[0]].digest}") / WEIGHTS
+    )
+    assert online.weights - stored.weights == sum(t.numel() * t.element_size() for t in teacher.values())
 
 
 def test_other_images_than_the_teacher_saw_are_an_error_that_says_what_differs(document, do, store):
