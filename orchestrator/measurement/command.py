@@ -20,6 +20,7 @@ from specs.metrics import MetricRow
 from specs.model import ModelSpec
 from specs.problems import listed
 from specs.strategy import StrategyConfig
+from strategies import registry
 from strategies.catalog import facts_of
 
 RANDOM_IMAGES = 32
@@ -59,6 +60,12 @@ def measure_model(
             f"--only: {listed(untaken)} come from training and are in `slimvit compare`; "
             f"without training there are {listed(MEASURABLE)}"
         )
+    for config in strategies:
+        if registry.build(config).moments():
+            raise UsageError(
+                f"--strategy {config.name}: with these options the network is cut while it trains. Measure what a "
+                "stage has trained, or leave `steps` and `importance` out"
+            )
     facts = facts_of(model)
     reference = MeasurementSpec().baseline
     assert reference is not None, "the default has one"

@@ -6,13 +6,15 @@ spec stays good whatever `resources` says: that is refused only where something 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from orchestrator.planning.environment import training_device
 from orchestrator.planning.plan import Plan, TrainStage
 from specs.data import DataSpec
 from specs.resources import ResourcesSpec
 from specs.training import TrainingSpec
+from strategies.api import Strategy
 
 
 def obstacles(training: TrainingSpec, resources: ResourcesSpec, num_train: int) -> Iterator[str]:
@@ -30,6 +32,22 @@ def obstacles(training: TrainingSpec, resources: ResourcesSpec, num_train: int) 
             f"`training.batch_size` {training.batch_size} is more than the {num_train} training images, so no batch is "
             f"full. Way out: at most {num_train}, or more images."
         )
+
+
+def too_short(strategies: Sequence[Strategy[Any]], training: TrainingSpec, num_train: int) -> Iterator[str]:
+    """Every strategy that would change the network when nothing is trained any more.
+
+    Args:
+        num_train: training images, `data.limit_train` applied.
+    """
+    steps_per_epoch = num_train // training.batch_size
+    for strategy in strategies:
+        moments = strategy.moments()
+        if moments and round(moments[-1] * steps_per_epoch) >= steps_per_epoch * training.epochs:
+            yield (
+                f"`{strategy.name}` cuts the network for the last time after {moments[-1]:g} epochs, and training has "
+                f"to follow, but `training.epochs` is {training.epochs}. Way out: more epochs, or fewer or closer steps."
+            )
 
 
 def cannot_start(plan: Plan, to_run: Collection[str], resources: ResourcesSpec) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.planning.digest import FORMAT, TRAINING_VERSION, canonical, digest_of
-from orchestrator.planning.feasible import num_training_images, obstacles
+from orchestrator.planning.feasible import num_training_images, obstacles, too_short
 from orchestrator.planning.manifest import Manifest, manifest_of
 from orchestrator.planning.networks import Network, from_checkpoint, from_timm, student_model, teacher_model
 from orchestrator.planning.plan import NetworkSource, StoreStage, TrainStage
@@ -119,6 +119,7 @@ class TrainStages:
             return Node(None, None, frozenset(), teaching.reasons)
         num_train = num_training_images(data, manifest.num_train)
         reasons += tuple(obstacles(spec.training, self._experiment.resources, num_train))
+        reasons += tuple(too_short([strategy for strategy, _ in built], spec.training, num_train))
         if reasons:
             return self._refused(i, *reasons)
         if needs_teacher:
