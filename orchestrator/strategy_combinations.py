@@ -58,6 +58,14 @@ def seams(name: str) -> list[str]:
     return sorted({WORDS.get(claim.what, claim.what) for claim in owned})
 
 
+def together(*names: str) -> list[Strategy[Any]]:
+    """These strategies with their defaults, and those that they cannot do without."""
+    acting = {name: with_defaults(name) for name in names}
+    for strategy in list(acting.values()):
+        acting |= {other: with_defaults(other) for other in strategy.beside if other not in acting}
+    return list(acting.values())
+
+
 def combinations(name: str) -> Combinations:
     """Every other installed strategy beside this one."""
     possible, refused = [], {}
@@ -65,10 +73,10 @@ def combinations(name: str) -> Combinations:
         if other == name:
             continue
         try:
-            pair = [with_defaults(name), with_defaults(other)]
+            acting = together(name, other)
         except registry.StrategyUnavailable:
             continue
-        reasons = conflicts(pair, reference_facts())
+        reasons = conflicts(acting, reference_facts())
         if reasons:
             refused[other] = reasons[0]
         else:

@@ -40,6 +40,8 @@ MLP = "mlp"
 """Seam, per block: replaces the MLP's half of the block."""
 DEPTH = "depth"
 """Seam, per block: decides after the block which images go on."""
+EXITS = "exits"
+"""Visible, whole network: answers after blocks before the last; only where a strategy offers them."""
 SHAPES = "shapes"
 """Seam, per block: physically removes heads or MLP channels. Without a block: the inner widths of other networks."""
 WIDTH = "width"
@@ -104,6 +106,8 @@ class Claims:
     """Read by this strategy: it must exist, and no other strategy may hide it."""
     hides: frozenset[Claim] = frozenset()
     """No longer there for others once this strategy acts."""
+    offers: frozenset[Claim] = frozenset()
+    """There for others because this strategy acts: what networks do not have by themselves."""
 
 
 class OptionError(ValueError):
@@ -139,6 +143,8 @@ class Strategy(Generic[C]):
     """Options with which the network is the plain one, bit for bit; `None` if there are none."""
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     """Options that work on a ViT of depth 4, width 48, 3 heads, 64 patches: for contract tests and documentation."""
+    beside: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Strategies that this one cannot do without → their options in its examples."""
     once: ClassVar[bool] = False
     """`wrap` changes shapes once and for all; a network loaded from a checkpoint already has it (pruning)."""
     deployed: ClassVar[bool] = True

@@ -44,6 +44,7 @@ WORDS = {
     api.TAP: "the tokens on the full grid",
     api.FINAL_TOKENS: "the final tokens on the full grid",
     api.DENSE_LOGITS: "an answer to each patch",
+    api.EXITS: "exits",
     api.CLASS_TOKEN: "the class token",
     api.DISTILLATION_TOKEN: "the distillation token",
     api.TEACHER_LOGITS: "the teacher's logits",
@@ -95,8 +96,9 @@ def _conflicts(strategies: Sequence[Strategy[Any]], before: Facts, after: Facts)
             claimed.append((strategy, strategy.claims(before if strategy.once else after)))
         except OptionError as error:
             reasons.append(str(error))
+    offered = frozenset[Claim]().union(*(claims.offers for _, claims in claimed))
     for strategy, claims in claimed:
-        reasons += _missing(strategy, claims, before if strategy.once else after)
+        reasons += _missing(strategy, claims, before if strategy.once else after, offered)
     for (a, claims_a), (b, claims_b) in combinations(claimed, 2):
         reasons += _owned_twice(a.name, b.name, claims_a.owns & claims_b.owns)
     for (a, claims_a), (b, claims_b) in permutations(claimed, 2):
@@ -126,10 +128,10 @@ def _hidden(hider: str, reader: str, shared: Iterable[Claim]) -> list[str]:
     ]
 
 
-def _missing(strategy: Strategy[Any], claims: Claims, facts: Facts) -> list[str]:
-    """What this strategy needs or changes and the network or its teacher does not have."""
+def _missing(strategy: Strategy[Any], claims: Claims, facts: Facts, offered: frozenset[Claim]) -> list[str]:
+    """What this strategy needs or changes and the network, its teacher and the other strategies do not have."""
     reasons: list[str] = []
-    for what, blocks in _grouped(claims.owns | claims.needs):
+    for what, blocks in _grouped((claims.owns | claims.needs) - offered):
         lack = _lack(what, blocks, facts, owned=any(c.what == what for c in claims.owns))
         if lack is not None:
             verb = "changes" if any(c.what == what for c in claims.owns) else "needs"
@@ -158,6 +160,8 @@ def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool) -> str
         return _beyond(blocks, teacher.depth, f"the teacher `{teacher.model}`")
     if what == TAP:
         return _beyond(blocks, student.depth, f"`{student.model}`")
+    if what == api.EXITS:
+        return "no strategy of this stage gives the network any. Way out: list `early_exit` beside it."
     if what in (api.FINAL_TOKENS, api.DENSE_LOGITS):
         return None
     if what == SHAPES and not blocks:

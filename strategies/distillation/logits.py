@@ -6,6 +6,7 @@ bfloat16 logits has three digits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -139,6 +140,28 @@ def relational_distillation(
     s, t = ((x.float() / temperature).softmax(dim=-1) for x in (student, teacher))
     inter, intra = (1 - correlation(s, t, dim=dim).mean() for dim in (1, 0))
     return temperature**2 * (inter_weight * inter + intra_weight * intra)
+
+
+def exits_distillation(exits: Sequence[Tensor], last: Tensor, temperature: float, *, last_alone: bool) -> Tensor:
+    """Mean over exits of `soft_distillation` from later answers, which are detached.
+
+    Source: Phuong and Lampert 2019, ICCV, section 3; there with cross-entropy, whose gradient is the same.
+
+    Args:
+        exits: logits [B, C] of each exit, the earliest first; at least one.
+        last: the network's own logits [B, C].
+        temperature: T > 0.
+        last_alone: whether the last answer alone teaches; otherwise each exit learns from the mean over its later ones.
+
+    Returns:
+        Scalar.
+    """
+    answers = [*exits, last]
+    terms = []
+    for i, answer in enumerate(exits):
+        guides = answers[-1:] if last_alone else answers[i + 1 :]
+        terms.append(torch.stack([soft_distillation(answer, guide.detach(), temperature) for guide in guides]).mean())
+    return torch.stack(terms).mean()
 
 
 def correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt
 
 from specs.strategy import StrategyConfig
-from strategies.api import DEPTH, TEACHER_LOGITS, Claim, Claims, OptionError, Strategy, at_blocks
+from strategies.api import DEPTH, EXITS, TEACHER_LOGITS, Claim, Claims, OptionError, Strategy, at_blocks
 from strategies.blocks import quarters
 from strategies.facts import Facts
 
@@ -79,11 +79,12 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         return tuple(sorted(set(blocks)))
 
     def claims(self, facts: Facts) -> Claims:
-        """Own the depth seam at the exits; need the teacher's logits only to imitate them."""
+        """Own the depth seam at the exits, and offer what they say; need the teacher's logits only to imitate them."""
         imitates = self.config.distill == "teacher"
         return Claims(
             owns=at_blocks(DEPTH, self.exits(facts.student.depth)),
             needs=frozenset({Claim(TEACHER_LOGITS)} if imitates else ()),
+            offers=frozenset({Claim(EXITS)}),
         )
 
     def sweep(self, facts: Facts) -> tuple[float, ...]:

@@ -17,23 +17,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from strategies import registry
 from strategies.losses import total_loss
-from tests.strategies.toys import images, strategy, student, teacher, toy
+from tests.strategies.toys import images, strategy, student, teacher, together, toy
 
 LABELS = torch.tensor([0, 3, 9, 2, 2, 7, 1, 5])
 
 
-def backward(network: Any, acting: Any, guide: Any, half: int) -> None:
+def backward(network: Any, acting: list[Any], guide: Any, half: int) -> None:
     rows = slice(4 * half, 4 * half + 4)
     torch.manual_seed(half)  # what a strategy draws depends on the half, as it does on the worker in training
     with torch.no_grad():
         taught = guide(images(8)[rows])
-    total_loss([acting], network(images(8)[rows]), taught, LABELS[rows])[0].backward()
+    total_loss(acting, network(images(8)[rows]), taught, LABELS[rows])[0].backward()
 
 
 def run(name: str, options: Any, rank: int) -> dict[str, Any]:
-    acting = strategy(name, options)
-    network, guide = student(toy(), acting).train(), teacher(acting)
-    acting.at(network, 0.5)
+    acting = together(strategy(name, options))
+    network, guide = student(toy(), *acting).train(), teacher(*acting)
+    for each in acting:
+        each.at(network, 0.5)
     alone = copy.deepcopy(network)
     for half in range(2):
         backward(alone, acting, guide, half)

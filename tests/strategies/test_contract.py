@@ -15,7 +15,7 @@ import torch
 from strategies import registry
 from strategies.claims import conflicts
 from strategies.facts import Facts
-from tests.strategies.toys import VARIANTS, facts_for, images, step, strategy, student, teacher, toy
+from tests.strategies.toys import VARIANTS, facts_for, images, step, strategy, student, teacher, together, toy
 
 NAMES = registry.names()
 EXAMPLES = [(name, i) for name in NAMES for i in range(len(registry.load(name).examples))]
@@ -23,8 +23,9 @@ NEUTRAL = [name for name in NAMES if registry.load(name).neutral is not None]
 LABELS = torch.tensor([0, 3, 9, 2, 2, 7])
 
 
-def example(name: str, index: int = 0) -> Any:
-    return strategy(name, registry.load(name).examples[index])
+def example(name: str, index: int = 0) -> list[Any]:
+    """The strategy, with those that it cannot do without."""
+    return together(strategy(name, registry.load(name).examples[index]))
 
 
 def test_all_strategies_load_and_claim_without_torch() -> None:
@@ -61,32 +62,33 @@ def test_it_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize(("name", "index"), EXAMPLES)
 def test_it_trains_a_step_and_evaluates(name: str, index: int) -> None:
     acting = example(name, index)
-    network, guide = student(toy(), acting), teacher(acting)
+    network, guide = student(toy(), *acting), teacher(*acting)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
     before = [p.detach().clone() for p in network.parameters()]
     losses = []
     for _ in range(4):
         optimiser.zero_grad()
-        losses.append(float(step(network, [acting], images(), LABELS, guide).detach()))
+        losses.append(float(step(network, acting, images(), LABELS, guide).detach()))
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
         optimiser.step()
     assert losses[-1] < losses[0]
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
-    acting.at(network, 1.0)
+    for each in acting:
+        each.at(network, 1.0)
     with torch.no_grad():
         out = network.eval()(images())
     assert out.logits.shape == (6, 10)
     assert torch.isfinite(out.logits).all()
-    reported = acting.measure(out)
-    assert all(isinstance(k, str) and isinstance(v, float) for k, v in reported.items())
+    reported = [item for each in acting for item in each.measure(out).items()]
+    assert all(isinstance(k, str) and isinstance(v, float) for k, v in reported)
 
 
 @pytest.mark.parametrize(("name", "index"), EXAMPLES)
 def test_it_trains_under_bf16_autocast(name: str, index: int) -> None:
     acting = example(name, index)
-    network, guide = student(toy(), acting), teacher(acting)
+    network, guide = student(toy(), *acting), teacher(*acting)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = step(network, [acting], images(), LABELS, guide)
+        loss = step(network, acting, images(), LABELS, guide)
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
@@ -97,18 +99,19 @@ def test_it_trains_under_bf16_autocast(name: str, index: int) -> None:
 @pytest.mark.parametrize(("name", "index"), EXAMPLES)
 def test_its_weights_move_to_a_rebuilt_network(name: str, index: int) -> None:
     acting = example(name, index)
-    network = student(toy(), acting)
-    step(network, [acting], images(), LABELS, teacher(acting))
+    network = student(toy(), *acting)
+    step(network, acting, images(), LABELS, teacher(*acting))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     from strategies.compose import build_model, compose
 
     again, facts = example(name, index), facts_for(toy()).further(network.shapes)
-    rebuilt = compose(build_model(toy(), network.shapes), [again], facts, restored=True)
+    rebuilt = compose(build_model(toy(), network.shapes), again, facts, restored=True)
     rebuilt.load_network_state(network.network_state())
     for one in (network, rebuilt):
-        acting.at(one, 1.0)
+        for each in acting:
+            each.at(one, 1.0)
         one.eval()
     with torch.no_grad():
         assert torch.equal(rebuilt(images()).logits, network(images()).logits)
@@ -117,12 +120,15 @@ def test_its_weights_move_to_a_rebuilt_network(name: str, index: int) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_its_neutral_option_is_the_plain_network(name: str, variant: str) -> None:
-    acting = strategy(name, registry.load(name).neutral or {})
+    chosen = registry.load(name)
+    beside = [strategy(other, registry.load(other).neutral or {}) for other in chosen.beside]
+    acting = [strategy(name, chosen.neutral or {}), *beside]
     plain = student(toy(variant)).eval()
-    if conflicts([acting], facts_for(toy(variant))):
+    if conflicts(acting, facts_for(toy(variant))):
         pytest.skip(f"{name} refuses {variant}")
-    network = student(toy(variant), acting).eval()
-    acting.at(network, 1.0)
+    network = student(toy(variant), *acting).eval()
+    for each in acting:
+        each.at(network, 1.0)
     with torch.no_grad():
         assert torch.equal(network(images()).logits, plain(images()).logits)
     own = {k for k in network.network_state() if not k.startswith("extras.")}
@@ -136,8 +142,8 @@ def test_a_network_without_its_seams_is_refused_or_works(name: str) -> None:
 
     acting = example(name)
     resnet = facts_of(ModelSpec(model="resnet18", args={"num_classes": 10}))
-    for reason in conflicts([acting], Facts(resnet, facts_for(toy()).teacher)):
-        assert name in reason
+    for reason in conflicts(acting, Facts(resnet, facts_for(toy()).teacher)):
+        assert any(each.name in reason for each in acting)
         assert "Way out:" in reason or "allowed:" in reason
 
 

@@ -14,7 +14,7 @@ from strategies import registry
 from strategies.api import Strategy
 from strategies.backbone import Student
 from strategies.catalog import facts_of
-from strategies.compose import build_model, compose, student_of, teacher_of
+from strategies.compose import build_model, compose, ordered, student_of, teacher_of
 from strategies.facts import Facts
 from strategies.losses import total_loss
 
@@ -48,6 +48,13 @@ def facts_for(spec: ModelSpec) -> Facts:
 def strategy(name: str, options: Mapping[str, Any]) -> Strategy[Any]:
     config = registry.resolver(name).model_validate_json(json.dumps({"name": name, **options}))
     return registry.build(config)
+
+
+def together(*acting: Strategy[Any]) -> list[Strategy[Any]]:
+    """With the strategies that these cannot do without, in the order in which they act."""
+    listed = {s.name for s in acting}
+    beside = {name: options for s in acting for name, options in s.beside.items() if name not in listed}
+    return ordered([*acting, *(strategy(name, options) for name, options in beside.items())])
 
 
 def student(spec: ModelSpec, *strategies: Strategy[Any], seed: int = 0) -> Student:
