@@ -33,6 +33,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "token_reorganization": {"keep_rate": 0.7},
     "slow_fast_tokens": {"keep_rate": 0.5},
     "token_idling": {"keep_rate": 0.7},
+    "token_sparsification": {"keep_rate": 0.7, "kl_weight": 0.0, "token_weight": 0.0},
+    "soft_token_pruning": {"keep_rate": 0.7, "kl_weight": 0.0},
+    "adaptive_halting": {"gamma": 0.3, "beta": 1.5},
+    "adaptive_computation": {"threshold": 0.9526},
     "early_exit": {"blocks": [5], "threshold": 0.0},
     "structured_pruning": {"ratio": 0.5},
 }
