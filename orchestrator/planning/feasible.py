@@ -46,7 +46,7 @@ def too_short(strategies: Sequence[Strategy[Any]], training: TrainingSpec, num_t
         if moments and round(moments[-1] * steps_per_epoch) >= steps_per_epoch * training.epochs:
             yield (
                 f"`{strategy.name}` cuts the network for the last time after {moments[-1]:g} epochs, and training has "
-                f"to follow, but `training.epochs` is {training.epochs}. Way out: more epochs, or fewer or closer steps."
+                f"to follow, but `training.epochs` is {training.epochs}. Way out: more epochs, or fewer steps."
             )
 
 
