@@ -199,7 +199,7 @@ def compare(network: Student, run: Run, images: Tensor) -> Check:
 def _safetensors(network: Student, artefact: Path, path: Path, example: Tensor) -> Run:
     saved = read_network(artefact)
     lasting = [c for c in saved.strategies if any(s.config == c for s in load_deployed(artefact).strategies)]
-    save_network(path.parent, network, saved.model, lasting, saved.num_classes, saved.teacher)
+    save_network(path.parent, network, saved.model, lasting, saved.num_classes, saved.teachers)
     return Logits(load_network(path.parent))
 
 

@@ -20,7 +20,7 @@ from specs.data import ImageFolder, Sample, Torchvision
 from specs.experiment import Experiment, StageSpec, StorageSpec, TrackingSpec
 from specs.matrix import Axis, MatrixSpec
 from specs.measurement import MeasurementSpec
-from specs.model import InitSpec, ModelSpec, StoredSpec, TeacherSpec
+from specs.model import FurtherTeacherSpec, InitSpec, ModelSpec, StoredSpec, TeacherSpec
 from specs.resources import ResourcesSpec
 from specs.training import AugmentationSpec, OptimizerSpec, ScheduleSpec, TrainingSpec
 from strategies import registry
@@ -60,7 +60,7 @@ SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     (
         "Networks",
         "`student`, `teacher`, and a stage's `model` and `init`.",
-        (ModelSpec, TeacherSpec, StoredSpec, InitSpec),
+        (ModelSpec, TeacherSpec, FurtherTeacherSpec, StoredSpec, InitSpec),
     ),
     ("Stages", "`stages`: a list.", (StageSpec,)),
     (

@@ -50,10 +50,19 @@ def expand(text: str) -> str:
 
 def path_fields(data: Mapping[str, Any]) -> Iterator[SpecPath]:
     """Paths of all fields of a (not yet validated) spec that hold a file path or an address."""
-    candidates: list[SpecPath] = [("data", "root"), ("storage", "root"), ("tracking", "uri"), ("teacher", "checkpoint")]
+    candidates: list[SpecPath] = [("data", "root"), ("storage", "root"), ("tracking", "uri")]
+    candidates += [(*teacher, "checkpoint") for teacher in teacher_paths(data)]
     stages = data.get("stages")
     for i in range(len(stages) if isinstance(stages, list) else 0):
-        candidates += [("stages", i, "init", "checkpoint"), ("stages", i, "teacher", "checkpoint")]
+        sources: list[SpecPath] = [("init",), *teacher_paths(value_at(data, ("stages", i)))]
+        candidates += [("stages", i, *source, "checkpoint") for source in sources]
     for path in candidates:
         if isinstance(value_at(data, path), str):
             yield path
+
+
+def teacher_paths(data: Any) -> list[SpecPath]:
+    """Where the teachers of a stage, or of the experiment, stand in its (not yet validated) data."""
+    also = value_at(data, ("teacher", "also"))
+    further: list[SpecPath] = [("teacher", "also", i) for i in range(len(also) if isinstance(also, list) else 0)]
+    return [("teacher",), *further]

@@ -113,14 +113,20 @@ class Experiment(SpecModel):
         for i, stage in enumerate(self.stages):
             if stage.name in earlier:
                 raise ValueError(f"two stages are named `{stage.name}`; names must be unique")
-            for what, name in (
-                ("init.stage", stage.init.stage),
-                ("teacher.stage", stage.teacher.stage if stage.teacher else None),
-            ):
+            for what, name in (("init.stage", stage.init.stage), *_stages_that_teach(stage.teacher)):
                 if name is not None and name not in earlier:
                     known = ", ".join(f"`{e}`" for e in earlier) or "none"
                     raise ValueError(f"`stages.{i}.{what}` names `{name}`, but the stages before it are: {known}")
             earlier.append(stage.name)
-        if self.teacher and self.teacher.stage is not None and self.teacher.stage not in earlier:
-            raise ValueError(f"`teacher.stage` names `{self.teacher.stage}`, which is no stage of this experiment")
+        for what, name in _stages_that_teach(self.teacher):
+            if name is not None and name not in earlier:
+                raise ValueError(f"`{what}` names `{name}`, which is no stage of this experiment")
         return self
+
+
+def _stages_that_teach(teacher: TeacherSpec | None) -> list[tuple[str, str | None]]:
+    """Field and stage of every teacher."""
+    if teacher is None:
+        return []
+    further = [(f"teacher.also.{i}.stage", one.stage) for i, one in enumerate(teacher.also)]
+    return [("teacher.stage", teacher.stage), *further]

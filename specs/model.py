@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
 from specs.base import SpecModel
@@ -33,8 +35,8 @@ class StoredSpec(SpecModel):
     answers: so stages of several seeds share them."""
 
 
-class TeacherSpec(SpecModel):
-    """Who teaches: exactly one of `stage`, `model` or `checkpoint` (a checkpoint needs no `model`)."""
+class FurtherTeacherSpec(SpecModel):
+    """One teacher: exactly one of `stage`, `model` or `checkpoint` (a checkpoint needs no `model`)."""
 
     stage: str | None = None
     """Name of an earlier stage whose trained network teaches."""
@@ -44,7 +46,29 @@ class TeacherSpec(SpecModel):
     (then `model` says which network they belong to)."""
 
     model: ModelSpec | None = None
-    """A timm network, usually with `pretrained: true`."""
+    """A timm network of any family, usually with `pretrained: true`. Published weights see images normalised by their
+    own mean and standard deviation (timm's `pretrained_cfg`), whatever `data.mean` and `data.std` are."""
+
+    image_size: PositiveInt | None = None
+    """Side in pixels that the student's images are resampled to for this teacher, on the device (bicubic, antialiased);
+    `null` = the network's own: that of a trained network, `img_size` in the model's `args`, else the size that
+    its weights were published for. Networks without a size of their own (convolutional ones) see `data.image_size`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.stage is not None and (self.model is not None or self.checkpoint is not None):
+            raise ValueError("`stage` excludes `model` and `checkpoint`; keep one source for the teacher")
+        if self.stage is None and self.model is None and self.checkpoint is None:
+            raise ValueError("a teacher needs one of `stage`, `checkpoint` or `model`; or write `teacher: null`")
+        return self
+
+
+class TeacherSpec(FurtherTeacherSpec):
+    """Who teaches: one teacher, or this one and those of `also`."""
+
+    also: list[FurtherTeacherSpec] = Field(default_factory=list)
+    """Further teachers beside this one, for strategies that learn from several (`cross_inductive_bias`); the others
+    learn from the first alone. Only teachers that a strategy needs are trained and run."""
 
     stored: StoredSpec | None = None
     """Write this teacher's logits to the artefact store once, and let the stage read them there; `null` = the teacher
@@ -52,12 +76,15 @@ class TeacherSpec(SpecModel):
     shows the size. TinyViT, arXiv:2207.10666."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> TeacherSpec:
-        if self.stage is not None and (self.model is not None or self.checkpoint is not None):
-            raise ValueError("`stage` excludes `model` and `checkpoint`; keep one source for the teacher")
-        if self.stage is None and self.model is None and self.checkpoint is None:
-            raise ValueError("a teacher needs one of `stage`, `checkpoint` or `model`; or write `teacher: null`")
+    def _stored_teaches_alone(self) -> Self:
+        if self.stored is not None and self.also:
+            raise ValueError("a `stored` teacher teaches alone; leave out `stored`, or `also`")
         return self
+
+    @property
+    def everyone(self) -> tuple[FurtherTeacherSpec, ...]:
+        """The first teacher and the further ones, in order."""
+        return (self, *self.also)
 
 
 class InitSpec(SpecModel):

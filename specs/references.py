@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from specs.assign import NoSuchPath, assign, resolve, value_at
+from specs.expand import teacher_paths
 from specs.labels import label
 from specs.problems import Locate, Problem, SpecPath, dotted, listed, nearest, problem_at
 from specs.strategy import Resolver
@@ -29,13 +30,14 @@ def stage_problems(data: Mapping[str, Any], locate: Locate) -> Iterator[Problem]
             path: SpecPath = ("stages", i, "name")
             message = f"two stages are named `{names[i]}`"
             yield problem_at(locate(path), path, message, way_out="Give each stage its own name.")
-        for source in ("init", "teacher"):
-            reference = value_at(stage, (source, "stage"))
+        for source in (("init",), *teacher_paths(stage)):
+            reference = value_at(stage, (*source, "stage"))
             if isinstance(reference, str) and reference not in names[:i]:
-                yield _no_stage(("stages", i, source, "stage"), reference, names[:i], names, locate)
-    teacher = value_at(data, ("teacher", "stage"))
-    if isinstance(teacher, str) and teacher not in names:
-        yield _no_stage(("teacher", "stage"), teacher, names, names, locate)
+                yield _no_stage(("stages", i, *source, "stage"), reference, names[:i], names, locate)
+    for source in teacher_paths(data):
+        teacher = value_at(data, (*source, "stage"))
+        if isinstance(teacher, str) and teacher not in names:
+            yield _no_stage((*source, "stage"), teacher, names, names, locate)
     for axis_name, axis in _mapping(value_at(data, ("matrix", "axes"))).items():
         reference = value_at(axis, ("stage",))
         if isinstance(reference, str) and reference not in names:

@@ -89,6 +89,8 @@ class Claim(NamedTuple):
 
     what: str
     block: int | None = None
+    teacher: int = 0
+    """Of claims on a teacher (`teacher.*`): which one, counted from 0 in the spec's order."""
 
 
 def at_blocks(what: str, blocks: Any) -> frozenset[Claim]:

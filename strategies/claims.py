@@ -131,20 +131,27 @@ def _hidden(hider: str, reader: str, shared: Iterable[Claim]) -> list[str]:
 def _missing(strategy: Strategy[Any], claims: Claims, facts: Facts, offered: frozenset[Claim]) -> list[str]:
     """What this strategy needs or changes and the network, its teacher and the other strategies do not have."""
     reasons: list[str] = []
-    for what, blocks in _grouped((claims.owns | claims.needs) - offered):
-        lack = _lack(what, blocks, facts, owned=any(c.what == what for c in claims.owns))
-        if lack is not None:
-            verb = "changes" if any(c.what == what for c in claims.owns) else "needs"
-            reasons.append(f"`{strategy.name}` {verb} {_words(what)}{_at(blocks)}, but {lack}")
+    asked = (claims.owns | claims.needs) - offered
+    for number in sorted({claim.teacher for claim in asked}):
+        for what, blocks in _grouped(claim for claim in asked if claim.teacher == number):
+            owned = any(c.what == what for c in claims.owns)
+            lack = _lack(what, blocks, facts, owned=owned, number=number)
+            if lack is not None:
+                words = _words(what) if number == 0 else _words(what).replace("the teacher", f"teacher {number + 1}", 1)
+                reasons.append(f"`{strategy.name}` {'changes' if owned else 'needs'} {words}{_at(blocks)}, but {lack}")
     return reasons
 
 
-def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool) -> str | None:
-    """What is missing and the way out; `None` if nothing is."""
-    student, teacher = facts.student, facts.teacher
+def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool, number: int = 0) -> str | None:
+    """What is missing and the way out; `None` if nothing is. `number` says which teacher it is about."""
+    student = facts.student
     if what.startswith("teacher."):
-        if teacher is None:
+        if facts.teacher is None:
             return "this stage has no teacher. Way out: set `teacher` in the stage or in the experiment."
+        if number >= len(facts.teachers):
+            have = "one teacher" if len(facts.teachers) == 1 else f"{len(facts.teachers)} teachers"
+            return f"this stage has {have}. Way out: add another to `teacher.also`."
+        teacher = facts.teachers[number]
         if teacher.answers_only and what != TEACHER_LOGITS:
             return (
                 f"of the stored teacher `{teacher.model}` there is nothing but the logits. Way out: leave "

@@ -101,9 +101,14 @@ def compose(
     return student
 
 
-def teacher_of(student: Student, strategies: Sequence[Strategy[Any]], facts: Facts) -> Student:
-    """Freeze a network into a teacher that hands out what these strategies need."""
-    needs = needs_of(strategies, facts)
+def teacher_of(student: Student, strategies: Sequence[Strategy[Any]], facts: Facts, number: int = 0) -> Student:
+    """Freeze a network into a teacher that hands out what these strategies need of it.
+
+    Args:
+        facts: of the student's network as those that act once left it.
+        number: which of the stage's teachers it is, from 0.
+    """
+    needs = frozenset(claim for claim in needs_of(strategies, facts) if claim.teacher == number)
     _hand_out(student, needs, api.TEACHER_TAP, api.TEACHER_PROJECTIONS, api.TEACHER_TOKENS, api.TEACHER_DENSE_LOGITS)
     student.always_tap = True
     student.readouts.clear()

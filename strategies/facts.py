@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,16 +84,24 @@ class Facts:
     """`None` when the stage has no teacher."""
     shapes: Shapes = WHOLE
     """What earlier pruning left of the student."""
+    others: tuple[ModelFacts, ...] = ()
+    """The stage's further teachers, in the spec's order."""
 
     @classmethod
-    def of(cls, student: ModelFacts, shapes: Shapes, teacher: ModelFacts | None = None) -> Facts:
+    def of(cls, student: ModelFacts, shapes: Shapes, teachers: Sequence[ModelFacts] = ()) -> Facts:
         """Facts of a pruned network.
 
         Args:
             student: as timm builds it.
             shapes: what is left of it.
+            teachers: the first teacher first.
         """
-        return cls(student.at(shapes), teacher, shapes)
+        return cls(student.at(shapes), teachers[0] if teachers else None, shapes, tuple(teachers[1:]))
+
+    @property
+    def teachers(self) -> tuple[ModelFacts, ...]:
+        """The teacher and the further ones; empty without any."""
+        return () if self.teacher is None else (self.teacher, *self.others)
 
     def further(self, shapes: Shapes) -> Facts:
         """The same with a student that was cut to these shapes since."""

@@ -101,7 +101,7 @@ def load_deployed(folder: Path, settings: Mapping[str, float] = MappingProxyType
             strategies[i] = turned(strategy, settings[knob])
     lasting = [s for s in strategies if s.deployed]
     facts = facts_of(saved.model)
-    known = Facts.of(facts, saved.shapes, saved.teacher or facts)
+    known = Facts.of(facts, saved.shapes, saved.teachers or (facts,))
     student = compose(build_model(saved.model, saved.shapes), lasting, known, restored=True)
     dropped = tuple(f"{EXTRAS}{s.name}." for s in strategies if not s.deployed)
     try:

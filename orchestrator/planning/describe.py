@@ -155,13 +155,15 @@ def _line(plan: Plan, digest: str, status: Status) -> Text:
         return line
     if stage.strategies:
         line.append(f"  {' + '.join(s.name for s in stage.strategies)}")
-    if stage.teacher is not None:
-        line.append(f"  taught by {_named(plan, stage.teacher)}")
+    if stage.teachers:
+        line.append(f"  taught by {' and '.join(_named(plan, teacher) for teacher in stage.teachers)}")
     return line
 
 
 def _named(plan: Plan, teacher: NetworkSource) -> str:
+    """A teacher, for people."""
+    name = teacher.model.model if teacher.model is not None else str(teacher.checkpoint)
     digest = teacher.stage or teacher.store
     if digest is not None:
-        return plan.stages[digest].label
-    return teacher.model.model if teacher.model is not None else str(teacher.checkpoint)
+        name = plan.stages[digest].label
+    return name if teacher.image_size is None else f"{name} at {teacher.image_size} px"

@@ -52,24 +52,66 @@ def student_model(spec: ModelSpec, data: DataSpec, num_classes: int) -> ModelSpe
     return _completed(spec, data, {"num_classes": num_classes})
 
 
-def teacher_model(spec: ModelSpec, data: DataSpec, num_classes: int) -> ModelSpec:
-    """A teacher's network. Published weights keep the classes that they were trained on: a fresh head teaches nothing.
+def teacher_model(spec: ModelSpec, data: DataSpec, num_classes: int, image_size: int | None = None) -> ModelSpec:
+    """A teacher's network. Published weights keep the classes and the image size that they were trained on: a fresh
+    head teaches nothing, and images can be resampled.
+
+    Args:
+        image_size: `teacher.image_size`, side in pixels.
 
     Raises:
         ValueError: if the spec's own arguments contradict the data.
     """
-    own = facts_of(spec).num_classes if spec.pretrained else num_classes
-    return _completed(spec, data, {"num_classes": spec.args.get("num_classes", own)})
+    published = facts_of(spec) if spec.pretrained else None
+    classes = num_classes if published is None else published.num_classes
+    args = {"num_classes": spec.args.get("num_classes", classes)}
+    if takes_image_size(spec.model):
+        own = spec.args.get("img_size")
+        if image_size is not None and own not in (None, image_size, [image_size, image_size]):
+            raise ValueError(
+                f"`{spec.model}` is given `img_size: {own}`, but `teacher.image_size` is {image_size}. "
+                "Way out: leave one of them out."
+            )
+        if own is None:
+            default = data.image_size if published is None else published.image_size
+            args["img_size"] = default if image_size is None else image_size
+    return _with_channels(spec.model_copy(update={"args": {**spec.args, **args}}), data)
+
+
+def as_teacher(network: Network, image_size: int | None, data: DataSpec) -> Network:
+    """A network as a teacher, which sees the images as it is used to.
+
+    Args:
+        image_size: `teacher.image_size`, side in pixels; `None` = the network's own.
+
+    Raises:
+        ValueError: if the network cannot take images of this size.
+    """
+    side = network.facts.image_size if image_size is None else image_size
+    if side != network.facts.image_size and takes_image_size(network.model.model):
+        raise ValueError(
+            f"`{network.model.model}` takes images of {network.facts.image_size} px, but `teacher.image_size` is "
+            f"{side}. Way out: leave `image_size` out; images are resampled to what the network takes."
+        )
+    sees: dict[str, Any] = {} if side == data.image_size else {"image_size": side}
+    source = network.source.model_copy(update=sees)
+    if is_published(source):
+        sees["normalized"] = "as published"
+    return replace(
+        network,
+        source=source,
+        facts=replace(network.facts, image_size=side),
+        identity={**network.identity, **sees},
+    )
+
+
+def is_published(source: NetworkSource) -> bool:
+    """Whether the weights are those that timm publishes, which are used to their own normalisation of images."""
+    return source.checkpoint is None and source.model is not None and source.model.pretrained
 
 
 def _completed(spec: ModelSpec, data: DataSpec, classes: dict[str, Any]) -> ModelSpec:
-    channels = len(data.mean)
     args = {**spec.args, **classes}
-    if args.setdefault("in_chans", channels) != channels:
-        raise ValueError(
-            f"`{spec.model}` is given `in_chans: {args['in_chans']}`, but `data.mean` has {channels} values. "
-            "Way out: leave `in_chans` out; it is set from the data."
-        )
     if takes_image_size(spec.model):
         side = args.setdefault("img_size", data.image_size)
         if side not in (data.image_size, [data.image_size, data.image_size]):
@@ -77,6 +119,17 @@ def _completed(spec: ModelSpec, data: DataSpec, classes: dict[str, Any]) -> Mode
                 f"`{spec.model}` is given `img_size: {side}`, but `data.image_size` is {data.image_size}. "
                 "Way out: leave `img_size` out; it is set from the data."
             )
+    return _with_channels(spec.model_copy(update={"args": args}), data)
+
+
+def _with_channels(spec: ModelSpec, data: DataSpec) -> ModelSpec:
+    channels = len(data.mean)
+    args = dict(spec.args)
+    if args.setdefault("in_chans", channels) != channels:
+        raise ValueError(
+            f"`{spec.model}` is given `in_chans: {args['in_chans']}`, but `data.mean` has {channels} values. "
+            "Way out: leave `in_chans` out; it is set from the data."
+        )
     return spec.model_copy(update={"args": args})
 
 

@@ -48,7 +48,7 @@ class OperatingPoints:
         """
         if not any(strategy.knob for strategy in strategies):
             return {}
-        key = (tuple(id(strategy) for strategy in strategies), facts.student, facts.teacher, facts.shapes, id(wanted))
+        key = (tuple(id(strategy) for strategy in strategies), facts.student, facts.teachers, facts.shapes, id(wanted))
         if key not in self._answers:
             self._answers[key] = sweeps_of(strategies, facts, wanted)
         sweeps, impossible = self._answers[key]

@@ -35,6 +35,9 @@ class NetworkSource(Frozen):
     store: str | None = None
     """Of a teacher: digest of the store stage whose answers are read in the network's place."""
 
+    image_size: int | None = None
+    """Of a teacher: side in pixels that the images are resampled to for it; `None` = as the student sees them."""
+
 
 class TrainStage(Frozen):
     """Train (or, with 0 epochs, assemble) one network."""
@@ -53,6 +56,8 @@ class TrainStage(Frozen):
     student: NetworkSource
     teacher: NetworkSource | None
     """`None` when no strategy of the stage needs one."""
+    other_teachers: tuple[NetworkSource, ...] = ()
+    """Further teachers, in the spec's order, as far as a strategy needs them."""
     strategies: tuple[AnyStrategy, ...]
     training: TrainingSpec
     data: DataSpec
@@ -65,6 +70,11 @@ class TrainStage(Frozen):
     def epochs(self) -> int:
         """Passes over the images."""
         return self.training.epochs
+
+    @property
+    def teachers(self) -> tuple[NetworkSource, ...]:
+        """All teachers, the first one first."""
+        return () if self.teacher is None else (self.teacher, *self.other_teachers)
 
 
 class StoreStage(Frozen):

@@ -9,7 +9,14 @@ from typing import Any
 from orchestrator.planning.digest import FORMAT, TRAINING_VERSION, canonical, digest_of
 from orchestrator.planning.feasible import num_training_images, obstacles, too_short
 from orchestrator.planning.manifest import Manifest, manifest_of
-from orchestrator.planning.networks import Network, from_checkpoint, from_timm, student_model, teacher_model
+from orchestrator.planning.networks import (
+    Network,
+    as_teacher,
+    from_checkpoint,
+    from_timm,
+    student_model,
+    teacher_model,
+)
 from orchestrator.planning.plan import NetworkSource, StoreStage, TrainStage
 from orchestrator.planning.slices import Choice, Incompatible, Slices
 from orchestrator.planning.stored import store_stage
@@ -17,7 +24,7 @@ from specs.data import DataSpec
 from specs.experiment import StageSpec
 from specs.labels import labels
 from specs.load import SpecDocument
-from specs.model import ModelSpec, StoredSpec, TeacherSpec
+from specs.model import FurtherTeacherSpec, ModelSpec, StoredSpec, TeacherSpec
 from specs.strategy import StrategyConfig
 from specs.training import TrainingSpec
 from strategies import registry
@@ -65,7 +72,7 @@ class TrainStages:
     """The strategies of each stage, and what they were told of the networks, by digest."""
     _nodes: dict[tuple[int, Choice], Node] = field(default_factory=dict)
     _manifests: dict[int, tuple[Manifest, dict[str, Any]]] = field(default_factory=dict)
-    _verdicts: dict[tuple[Any, ...], tuple[tuple[str, ...], bool]] = field(default_factory=dict)
+    _verdicts: dict[tuple[Any, ...], tuple[tuple[str, ...], int]] = field(default_factory=dict)
     _strategies: dict[int | str, tuple[Strategy[Any], dict[str, Any]]] = field(default_factory=dict)
     _networks: dict[tuple[Any, ...], Network] = field(default_factory=dict)
     _ancestors: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -111,21 +118,22 @@ class TrainStages:
         if student is None:
             assert init is not None
             return Node(None, None, frozenset(), init.reasons)
-        teacher, teaching, more = self._teacher(i, spec, data, manifest, choice)
+        taught_by, more = self._teachers(i, spec, data, manifest, choice)
+        known = [network.facts for network, _ in taught_by if network is not None]
         built = [self._strategy(config) for config in spec.strategies]
-        facts = Facts(student.facts, teacher.facts if teacher is not None else None, student.shapes)
-        reasons, needs_teacher = self._verdict(built, facts)
-        if needs_teacher and teaching is not None and teaching.stage is None:
-            return Node(None, None, frozenset(), teaching.reasons)
+        facts = Facts(student.facts, known[0] if known else None, student.shapes, tuple(known[1:]))
+        reasons, num_teachers = self._verdict(built, facts)
+        for _, node in taught_by if num_teachers else ():
+            if node is not None and node.stage is None:
+                return Node(None, None, frozenset(), node.reasons)
         num_train = num_training_images(data, manifest.num_train)
         reasons += tuple(obstacles(spec.training, self._experiment.resources, num_train))
         reasons += tuple(too_short([strategy for strategy, _ in built], spec.training, num_train))
         if reasons:
             return self._refused(i, *reasons)
-        if needs_teacher:
-            axes |= more
-        else:
-            teacher, teaching = None, None
+        taught_by = taught_by[:num_teachers]
+        teachers = [network for network, _ in taught_by if network is not None]
+        axes |= (more if teachers else set()).union(*(node.axes for _, node in taught_by if node is not None))
         if spec.seed is None:
             axes |= set(self.slices.axes("seed"))
         seed = self.slices.get("seed", choice) if spec.seed is None else spec.seed
@@ -133,7 +141,7 @@ class TrainStages:
             "format": FORMAT,
             "kind": "train",
             "student": student.identity,
-            "teacher": None if teacher is None else teacher.identity,
+            "teacher": teachers[0].identity if teachers else None,
             "strategies": [part for _, part in built],
             "training": spec.training.model_dump(mode="json", exclude=NOT_IN_TRAINING_DIGEST),
             "data": data_part,
@@ -142,11 +150,14 @@ class TrainStages:
             "code": TRAINING_VERSION,
             "environment": self.environment,
         }
+        if len(teachers) > 1:
+            parts["other_teachers"] = [teacher.identity for teacher in teachers[1:]]
         digest = digest_of(parts)
         stage = self.built.get(digest)
         if stage is None:
             self.acting[digest] = tuple(strategy for strategy, _ in built), facts
-            parents = [n.stage.digest for n in (init, teaching) if n is not None and n.stage is not None]
+            read = (init, *(node for _, node in taught_by))
+            parents = [node.stage.digest for node in read if node is not None and node.stage is not None]
             stage = self.built[digest] = TrainStage.model_construct(
                 kind="train",
                 digest=digest,
@@ -154,13 +165,14 @@ class TrainStages:
                 digest_parts=parts,
                 parents=tuple(dict.fromkeys(parents)),
                 student=student.source,
-                teacher=None if teacher is None else teacher.source,
+                teacher=teachers[0].source if teachers else None,
+                other_teachers=tuple(teacher.source for teacher in teachers[1:]),
                 strategies=tuple(spec.strategies),
                 training=spec.training,
                 data=data,
                 num_classes=manifest.num_classes,
                 seed=seed,
-                images_seed=self._images_seed(teacher),
+                images_seed=self._images_seed(teachers[0] if teachers else None),
             )
         after = left_by([strategy for strategy, _ in built], facts)
         left = Network(NetworkSource(stage=digest), student.model, after.student, {"stage": digest}, after.shapes)
@@ -189,18 +201,21 @@ class TrainStages:
             network = self._networks[key] = _network(spec.init.checkpoint, model, data)
         return network, None, axes
 
-    def _teacher(
+    def _teachers(
         self, i: int, spec: StageSpec, data: DataSpec, manifest: Manifest, choice: Choice
-    ) -> tuple[Network | None, Node | None, set[int]]:
-        """Who teaches, the stage it comes from, and the axes that decided."""
+    ) -> tuple[list[tuple[Network | None, Node | None]], set[int]]:
+        """Who teaches, each with the stage it comes from, and the axes that decided which."""
         axes = set() if spec.teacher is not None else set(self.slices.axes("teacher"))
         chosen: TeacherSpec | None = spec.teacher if spec.teacher is not None else self.slices.get("teacher", choice)
         if chosen is None:
-            return None, None, axes
-        network, node, more = self._teaching(i, chosen, spec, data, manifest, choice)
-        if network is not None and chosen.stored is not None:
-            network, node = self._stored(network, node, chosen.stored, spec.training, data)
-        return network, node, axes | more
+            return [], axes
+        later = [stage.name for stage in self._experiment.stages[i:]]
+        if spec.teacher is None and any(one.stage in later for one in chosen.everyone):
+            return [], axes  # the default teachers themselves learn alone, and so do the stages before them
+        taught_by = [self._teacher(i, one, data, manifest, choice) for one in chosen.everyone]
+        if chosen.stored is not None and taught_by[0][0] is not None:
+            taught_by[0] = self._stored(*taught_by[0], chosen.stored, spec.training, data)
+        return taught_by, axes
 
     def _stored(
         self, teacher: Network, node: Node | None, stored: StoredSpec, training: TrainingSpec, data: DataSpec
@@ -221,34 +236,36 @@ class TrainStages:
         )
         stage = self.stores.setdefault(stage.digest, stage)
         facts = replace(teacher.facts, answers_only=True)
-        source = NetworkSource(store=stage.digest)
+        source = NetworkSource(store=stage.digest, image_size=teacher.source.image_size)
         network = Network(source, teacher.model, facts, {"stored": stage.digest}, teacher.shapes)
-        return network, Node(stage, network, frozenset())
+        return network, Node(stage, network, frozenset() if node is None else node.axes)
 
     def _images_seed(self, teacher: Network | None) -> int | None:
         """Seed of the images where a stored teacher has seen them already."""
         return None if teacher is None or teacher.source.store is None else self.stores[teacher.source.store].seed
 
-    def _teaching(
-        self, i: int, chosen: TeacherSpec, spec: StageSpec, data: DataSpec, manifest: Manifest, choice: Choice
-    ) -> tuple[Network | None, Node | None, set[int]]:
-        """The teacher's network, the stage it comes from, and the axes that decided that stage."""
-        if chosen.stage is not None:
-            names = [stage.name for stage in self._experiment.stages]
-            if spec.teacher is None and chosen.stage in names[i:]:
-                return None, None, set()  # the default teacher itself learns alone, and so do the stages before it
-            node = self.node(self._earlier(i, chosen.stage), choice)
-            return node.network, node, set(node.axes)
-        key = ("teacher", id(chosen), id(data))
+    def _teacher(
+        self, i: int, chosen: FurtherTeacherSpec, data: DataSpec, manifest: Manifest, choice: Choice
+    ) -> tuple[Network | None, Node | None]:
+        """One teacher, and the stage it comes from."""
+        node = None if chosen.stage is None else self.node(self._earlier(i, chosen.stage), choice)
+        if node is not None and node.network is None:
+            return None, node
+        key = ("teacher", id(chosen), id(data), None if node is None or node.stage is None else node.stage.digest)
         network = self._networks.get(key)
         if network is None:
             try:
-                model = None if chosen.model is None else teacher_model(chosen.model, data, manifest.num_classes)
-                network = self._networks[key] = _network(chosen.checkpoint, model, data)
+                if node is not None and node.network is not None:
+                    network = node.network
+                else:
+                    side, classes = chosen.image_size, manifest.num_classes
+                    model = None if chosen.model is None else teacher_model(chosen.model, data, classes, side)
+                    network = _network(chosen.checkpoint, model, data)
+                network = self._networks[key] = as_teacher(network, chosen.image_size, data)
             except ValueError as error:
                 kind = UnknownModelError if isinstance(error, UnknownModelError) else ValueError
                 raise kind(f"its teacher: {error}") from error
-        return network, None, set()
+        return network, node
 
     def _earlier(self, i: int, name: str) -> int:
         """Position of an earlier stage; axes may have assigned a name that validation has not seen."""
@@ -280,15 +297,15 @@ class TrainStages:
             self._strategies[id(config)] = found
         return found
 
-    def _verdict(self, built: list[tuple[Strategy[Any], dict[str, Any]]], facts: Facts) -> tuple[tuple[str, ...], bool]:
-        """Why the strategies cannot act together, and whether any needs the teacher."""
-        key = (tuple(id(strategy) for strategy, _ in built), facts.student, facts.teacher, facts.shapes)
+    def _verdict(self, built: list[tuple[Strategy[Any], dict[str, Any]]], facts: Facts) -> tuple[tuple[str, ...], int]:
+        """Why the strategies cannot act together, and how many of the stage's teachers they need."""
+        key = (tuple(id(strategy) for strategy, _ in built), facts.student, facts.teachers, facts.shapes)
         found = self._verdicts.get(key)
         if found is None:
             strategies = [strategy for strategy, _ in built]
             reasons = tuple(conflicts(strategies, facts))
             after = facts if reasons else left_by(strategies, facts)
-            needs = any(_needs_teacher(strategy, after) for strategy in strategies) if not reasons else True
+            needs = max((_teachers_needed(strategy, after) for strategy in strategies), default=0) if not reasons else 1
             found = self._verdicts[key] = (reasons, needs)
         return found
 
@@ -311,8 +328,10 @@ class TrainStages:
         return found
 
 
-def _needs_teacher(strategy: Strategy[Any], facts: Facts) -> bool:
-    return any(claim.what.startswith("teacher.") for claim in strategy.claims(facts).needs)
+def _teachers_needed(strategy: Strategy[Any], facts: Facts) -> int:
+    """How many of the stage's teachers, counted from the first, this strategy reaches."""
+    needs = strategy.claims(facts).needs
+    return max((claim.teacher + 1 for claim in needs if claim.what.startswith("teacher.")), default=0)
 
 
 def _network(checkpoint: str | None, model: ModelSpec | None, data: DataSpec) -> Network:

@@ -43,8 +43,14 @@ class SavedNetwork:
     strategies: tuple[StrategyConfig, ...]
     num_classes: int
     teacher: ModelFacts | None
+    other_teachers: tuple[ModelFacts, ...]
     state: dict[str, Tensor]
     """What `Student.network_state` gave."""
+
+    @property
+    def teachers(self) -> tuple[ModelFacts, ...]:
+        """All teachers that it was composed with."""
+        return () if self.teacher is None else (self.teacher, *self.other_teachers)
 
 
 def plain_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -58,14 +64,14 @@ def save_network(
     model: ModelSpec,
     strategies: Sequence[StrategyConfig],
     num_classes: int,
-    teacher: ModelFacts | None = None,
+    teachers: Sequence[ModelFacts] = (),
 ) -> None:
     """Write a network into a folder.
 
     Args:
         model: the timm network, its arguments complete.
         strategies: options of the strategies attached to it, in the spec's order.
-        teacher: facts of the teacher it was composed with; strategies sized their modules by them.
+        teachers: facts of the teachers it was composed with; strategies sized their modules by them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(plain_tensors(student.network_state()), folder / WEIGHTS)
@@ -75,7 +81,8 @@ def save_network(
         "shapes": student.shapes.to_json(),
         "strategies": [config.model_dump(mode="json") for config in strategies],
         "num_classes": num_classes,
-        "teacher": None if teacher is None else asdict(teacher),
+        "teacher": asdict(teachers[0]) if teachers else None,
+        "other_teachers": [asdict(teacher) for teacher in teachers[1:]],
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -132,11 +139,16 @@ def read_network(folder: Path) -> SavedNetwork:
             shapes=Shapes.from_json(content["shapes"]),
             strategies=configs,
             num_classes=int(content["num_classes"]),
-            teacher=None if teacher is None else ModelFacts(**teacher | {"tap_widths": tuple(teacher["tap_widths"])}),
+            teacher=None if teacher is None else _facts(teacher),
+            other_teachers=tuple(_facts(other) for other in content.get("other_teachers", [])),
             state=read_tensors(folder / WEIGHTS),
         )
     except (KeyError, TypeError, AttributeError, ValidationError, ValueError) as error:
         raise StoreError(f"{folder / DESCRIPTION} does not describe a network: {error}") from error
+
+
+def _facts(fields: dict[str, Any]) -> ModelFacts:
+    return ModelFacts(**fields | {"tap_widths": tuple(fields["tap_widths"])})
 
 
 def load_network(folder: Path) -> Student:
@@ -147,7 +159,7 @@ def load_network(folder: Path) -> Student:
     """
     saved = read_network(folder)
     strategies: list[Strategy[Any]] = [registry.build(config) for config in saved.strategies]
-    facts = Facts.of(facts_of(saved.model), saved.shapes, saved.teacher)
+    facts = Facts.of(facts_of(saved.model), saved.shapes, saved.teachers)
     student = compose(build_model(saved.model, saved.shapes), strategies, facts, restored=True)
     try:
         student.load_network_state(saved.state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from orchestrator.planning.plan import NetworkSource, TrainStage
 from orchestrator.training.checkpoint import SavedNetwork, load_network, read_network, read_tensors
 from orchestrator.training.seeding import derive, seed_all
 from orchestrator.training.stored_teacher import StoredTeacher
+from orchestrator.training.teachers import Teachers, View, view_of
+from specs.data import DataSpec
 from specs.model import ModelSpec
 from strategies import registry
 from strategies.api import TEACHER_LOGITS, Strategy
 from strategies.backbone import EXTRAS, Student
-from strategies.catalog import facts_of
+from strategies.catalog import facts_of, takes_image_size
 from strategies.claims import left_by
 from strategies.compose import build_model, compose, needs_of, ordered, student_of, teacher_of
 from strategies.facts import Facts, ModelFacts
@@ -32,8 +34,8 @@ class Networks:
     """What a stage trains, and with whom."""
 
     student: Student
-    teacher: Student | None
-    """`None` without teacher, and where its answers are stored."""
+    teacher: Teachers | None
+    """All of the stage's teachers as one; `None` without any, and where the answers are stored."""
     stored: StoredTeacher | None
     strategies: list[Strategy[Any]]
     """In the order in which they act."""
@@ -54,13 +56,14 @@ def assemble(stage: TrainStage, store: ArtifactSource, device: torch.device) -> 
         strategies = ordered([registry.build(config) for config in stage.strategies])
         seed_all(derive(stage.seed, "network"))
         model, spec, saved = _timm_model(stage.student, store)
-        teacher, stored, teacher_facts = None, None, None
+        stored, taught_by = None, []
         if stage.teacher is not None and stage.teacher.store is not None:
             stored = StoredTeacher(stage, stage.teacher.store, store, device)
-            teacher_facts = stored.facts
-        elif stage.teacher is not None:
-            teacher, teacher_facts = _teacher(stage.teacher, store)
-        facts = Facts.of(facts_of(spec), WHOLE if saved is None else saved.shapes, teacher_facts)
+        else:
+            taught_by = [_teacher(source, store, stage.data) for source in stage.teachers]
+        shapes = WHOLE if saved is None else saved.shapes
+        known = [known for _, _, known in taught_by] if stored is None else [stored.facts]
+        facts = Facts.of(facts_of(spec), shapes, known)
         _check_fit(stage, facts, strategies)
         absent = frozenset() if saved is None else model.state_dict().keys() - saved.state.keys()
         seed_all(derive(stage.seed, "strategies"))
@@ -68,14 +71,15 @@ def assemble(stage: TrainStage, store: ArtifactSource, device: torch.device) -> 
         if saved is not None:
             _check_nothing_is_missing(student, absent, saved)
             _inherit_extras(student, saved.state)
-        if teacher is not None:
-            teacher = teacher_of(teacher, strategies, facts.further(student.shapes)).to(device)
+        after = facts.further(student.shapes)
+        networks = [teacher_of(network, strategies, after, i) for i, (network, _, _) in enumerate(taught_by)]
+        teacher = Teachers(networks, [view for _, view, _ in taught_by]).to(device) if networks else None
     except ValueError as error:
         raise SpecError(f"stage `{stage.label}`: {error}") from error
     return Networks(student.to(device), teacher, stored, strategies, spec, facts)
 
 
-def teacher_alone(source: NetworkSource, store: ArtifactSource) -> Student:
+def teacher_alone(source: NetworkSource, store: ArtifactSource, data: DataSpec) -> Teachers:
     """A frozen teacher that hands out nothing but its logits, on CPU.
 
     Raises:
@@ -83,8 +87,8 @@ def teacher_alone(source: NetworkSource, store: ArtifactSource) -> Student:
         StoreError: if its weights are missing or damaged.
     """
     try:
-        network, facts = _teacher(source, store)
-        return teacher_of(network, [], Facts(facts))
+        network, view, facts = _teacher(source, store, data)
+        return Teachers([teacher_of(network, [], Facts(facts))], [view])
     except ValueError as error:
         raise SpecError(f"the teacher to be stored: {error}") from error
 
@@ -123,8 +127,16 @@ def _timm_model(source: NetworkSource, store: ArtifactSource) -> tuple[nn.Module
     return model, source.model, None
 
 
-def _teacher(source: NetworkSource, store: ArtifactSource) -> tuple[Student, ModelFacts]:
-    """The teaching network; from an artefact with its strategies, so that it answers as it was measured."""
+def _teacher(source: NetworkSource, store: ArtifactSource, data: DataSpec) -> tuple[Student, View, ModelFacts]:
+    """A teaching network, and how it sees the student's images."""
+    network, facts = _teaching_network(source, store)
+    if not takes_image_size(facts.model):
+        facts = replace(facts, image_size=source.image_size or data.image_size)
+    return network, view_of(network, source, data), facts
+
+
+def _teaching_network(source: NetworkSource, store: ArtifactSource) -> tuple[Student, ModelFacts]:
+    """From an artefact with its strategies, so that it answers as it was measured."""
     folder = _folder(source, store)
     if folder is not None:
         saved = read_network(folder)
@@ -193,27 +205,30 @@ def _inherit_extras(student: Student, state: dict[str, Tensor]) -> None:
 def _check_fit(stage: TrainStage, facts: Facts, strategies: list[Strategy[Any]]) -> None:
     """Raise `ValueError` where the networks do not fit the data or each other."""
     channels = len(stage.data.mean)
-    for who, network in (("student", facts.student), ("teacher", facts.teacher)):
-        if network is None:
-            continue
+    sides = [stage.data.image_size, *(source.image_size or stage.data.image_size for source in stage.teachers)]
+    for number, (network, side) in enumerate(zip((facts.student, *facts.teachers), sides, strict=True)):
+        who = "teacher" if number else "student"
         if network.in_chans != channels:
             raise ValueError(
                 f"the {who} `{network.model}` takes {network.in_chans} channels, and `data.mean` has {channels}; "
                 f"set `in_chans: {channels}` in its `args`, or give `data.mean` and `data.std` as many values"
             )
-        if network.family == "vit" and network.image_size != stage.data.image_size:
+        if network.family == "vit" and network.image_size != side:
+            shown = f"the stage shows it {side} px" if number else f"`data.image_size` is {side}"
             raise ValueError(
-                f"the {who} `{network.model}` takes images of {network.image_size} px, and `data.image_size` is "
-                f"{stage.data.image_size}; set `img_size: {stage.data.image_size}` in its `args`"
+                f"the {who} `{network.model}` takes images of {network.image_size} px, and {shown}; "
+                f"set `img_size: {side}` in its `args`"
             )
     if facts.student.num_classes != stage.num_classes:
         raise ValueError(
             f"the student `{facts.student.model}` tells {facts.student.num_classes} classes apart, and the data has "
             f"{stage.num_classes}; set `num_classes: {stage.num_classes}` in its `args`"
         )
-    reads_logits = any(claim.what == TEACHER_LOGITS for claim in needs_of(strategies, left_by(strategies, facts)))
-    if facts.teacher is not None and reads_logits and facts.teacher.num_classes != facts.student.num_classes:
-        raise ValueError(
-            f"the teacher `{facts.teacher.model}` has {facts.teacher.num_classes} classes and the student "
-            f"`{facts.student.model}` has {facts.student.num_classes}; response distillation needs the same classes"
-        )
+    needs = needs_of(strategies, left_by(strategies, facts))
+    read = {claim.teacher for claim in needs if claim.what == TEACHER_LOGITS}
+    for number, network in enumerate(facts.teachers):
+        if number in read and network.num_classes != facts.student.num_classes:
+            raise ValueError(
+                f"the teacher `{network.model}` has {network.num_classes} classes and the student "
+                f"`{facts.student.model}` has {facts.student.num_classes}; response distillation needs the same classes"
+            )

@@ -248,7 +248,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         folder = io.scratch / "artefact"
         shutil.rmtree(folder, ignore_errors=True)
         save_network(
-            folder, running.evaluated, networks.model, stage.strategies, stage.num_classes, networks.facts.teacher
+            folder, running.evaluated, networks.model, stage.strategies, stage.num_classes, networks.facts.teachers
         )
         (folder / "stage.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
         (folder / "history.jsonl").write_text(

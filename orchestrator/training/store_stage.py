@@ -88,7 +88,7 @@ class _Writer:
         self.precision = Precision(stage.training.precision, self.device)
         self.mixing = Mixing(stage.training, stage.num_classes, stage.seed)
         self.images = _open(stage)
-        teacher = teacher_alone(stage.teacher, io.store).to(self.device)
+        teacher = teacher_alone(stage.teacher, io.store, stage.data).to(self.device)
         self.teacher = torch.compile(teacher) if stage.training.compile else teacher
         self.shards = [shard for epoch in range(stage.epochs) for shard in shards_of_epoch(stage, epoch)]
         self.total = sum(num_batches(stage, shard) for shard in self.shards)

@@ -46,11 +46,15 @@ class SecondToken(nn.Module):
         x = torch.cat([state.x[:, :P], token, state.x[:, P:]], dim=1)
         return replace(state, x=x, num_prefix_tokens=P + 1)
 
+    def classify(self, token: torch.Tensor) -> torch.Tensor:
+        """The token after the network's final norm [B, D] → logits [B, C]."""
+        logits: torch.Tensor = self.head(self.drop(self.norm(token)))
+        return logits
+
     def answer(self, out: Output, state: State) -> Output:
         """Classify the token. In evaluation `out.logits` [B, C] becomes the mean of both heads."""
         # The last prefix token: this strategy alone adds one (it owns the claim), behind timm's own.
-        token = state.x[:, state.num_prefix_tokens - 1]
-        out.distillation_logits = self.head(self.drop(self.norm(token)))
+        out.distillation_logits = self.classify(state.prefix(state.num_prefix_tokens - 1))
         if not self.training:
             out.logits = (out.logits + out.distillation_logits) / 2
         return out
