@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from orchestrator.describe_options import as_yaml, options
-from orchestrator.strategy_help import longest_example
+from orchestrator.describe_options import options
+from orchestrator.strategy_help import spec_to_copy
 from specs.data import ImageFolder, Sample, Torchvision
 from specs.experiment import Experiment, StageSpec, StorageSpec, TrackingSpec
 from specs.matrix import Axis, MatrixSpec
@@ -89,10 +89,9 @@ def reference() -> str:
 def _strategies() -> Iterator[str]:
     for name in registry.builtin_names():
         strategy = registry.load(name)
-        example = as_yaml({"name": name, **longest_example(strategy)})
         yield (
             f"### {name}\n\n{_text(strategy)}\n\n{strategy.kind}; {strategy.paper}.\n\n"
-            f"{_table(strategy.Config)}\n\n```yaml\nstrategies:\n  - {example}\n```\n"
+            f"{_table(strategy.Config)}\n\n```yaml\n{spec_to_copy(name)}\n```\n"
         )
 
 

@@ -72,8 +72,7 @@ def details(name: str) -> str:
     if together.refused:
         reasons = [textwrap.indent(textwrap.fill(f"{o}: {why}", 96), "  ") for o, why in together.refused.items()]
         parts.append("Not with:\n\n" + "\n".join(reasons))
-    entry = as_yaml({"name": name, **longest_example(strategy)})
-    parts.append(f"In a spec:\n\n    strategies:\n      - {entry}")
+    parts.append("In a spec:\n\n" + textwrap.indent(spec_to_copy(name), "    "))
     return "\n\n".join(parts)
 
 
@@ -117,8 +116,7 @@ def _section(name: str) -> str:
     refused = [f"* `{o}`: {why}" for o, why in together.refused.items() if o in builtin]
     if refused:
         text += "\nNot with:\n\n" + "\n".join(refused) + "\n"
-    entry = as_yaml({"name": name, **longest_example(strategy)})
-    return text + f"\n```yaml\nstrategies:\n  - {entry}\n```\n"
+    return text + f"\n```yaml\n{spec_to_copy(name)}\n```\n"
 
 
 def _options(strategy: type[Strategy[Any]]) -> list[str]:
@@ -142,6 +140,13 @@ def as_json(name: str | None = None) -> str:
             }
         )
     return json.dumps(found, indent=2)
+
+
+def spec_to_copy(name: str) -> str:
+    """A `strategies` list with the strategy and those that it cannot do without, as YAML."""
+    strategy = registry.load(name)
+    entries = {name: longest_example(strategy), **strategy.beside}
+    return "\n".join(["strategies:", *(f"  - {as_yaml({'name': n, **o})}" for n, o in entries.items())])
 
 
 def longest_example(strategy: type[Strategy[Any]]) -> Mapping[str, Any]:
