@@ -89,7 +89,7 @@ class ElasticPasses:
         if side == self.sizes[-1]:
             state = student.embed(images)
         else:
-            own = self.positions[str(side)] if str(side) in self.positions else None
+            own = self.positions.get(str(side))
             state = embed_at(student, resized(images, side), own)
         return student.run(replace(state, answers_only=answers_only))
 

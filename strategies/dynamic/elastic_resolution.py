@@ -46,8 +46,8 @@ class ElasticResolutionConfig(StrategyConfig):
     """Shares of the patches that go on at each of `blocks`, rounded up, ascending, the last 1. [1] = all always."""
 
     blocks: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
-    """Blocks that drop patches, between attention and MLP, counted from 0; `null` = at the quarters of the network (3, 6
-    and 9 of 12)."""
+    """Blocks that drop patches, between attention and MLP, counted from 0; `null` = at the quarters of the network (3,
+    6 and 9 of 12)."""
 
     size: NonNegativeInt = 0
     """Side in pixels at which the network is evaluated and deployed, one of `sizes`; 0 = its own."""
@@ -69,15 +69,15 @@ class ElasticResolutionConfig(StrategyConfig):
 class ElasticResolution(Strategy[ElasticResolutionConfig]):
     """Train one network for every size and keep rate; choose among them when it is deployed (SuperViT).
 
-    Images are resized bilinearly; patches stay as large as they are, so smaller images have fewer. Each size has its own
-    position embedding, which begins as the network's own, resampled. At the listed blocks the ⌈keep rate · n⌉ patches go
-    on that the class token attends to most, as a mean over heads; the others are dropped.
+    Images are resized bilinearly; patches stay as large as they are, so smaller images have fewer. Each size has its
+    own position embedding, which begins as the network's own, resampled. At the listed blocks the ⌈keep rate · n⌉
+    patches go on that the class token attends to most, as a mean over heads; the others are dropped.
 
     Every step computes four passes: the largest size with all patches, the same with a drawn rate, a drawn smaller size
-    with all, and that size with a drawn rate. The first has the task's loss, and each of the others adds the KL divergence
-    of its answer from the first's, through which no gradient flows. (The authors' code gives the third the labels
-    instead, and lets the fourth follow the third.) A step takes the time and memory of all its passes. Features and
-    answers that other strategies compare are those of the first.
+    with all, and that size with a drawn rate. The first has the task's loss, and each of the others adds the KL
+    divergence of its answer from the first's, through which no gradient flows. (The authors' code gives the third the
+    labels instead, and lets the fourth follow the third.) A step takes the time and memory of all its passes. Features
+    and answers that other strategies compare are those of the first.
     """
 
     kind = "dynamic"
