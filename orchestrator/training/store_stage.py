@@ -16,7 +16,7 @@ from orchestrator.errors import DataError, StoreError
 from orchestrator.planning.plan import StoreStage
 from orchestrator.planning.stored import bytes_to_write, num_answers, too_large
 from orchestrator.training.answers import Answers, compress
-from orchestrator.training.data import check_classes, training_loader
+from orchestrator.training.data import Batch, Loader, check_classes, training_loader
 from orchestrator.training.distributed import WorkerGroup
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
 from orchestrator.training.mixing import Mixing
@@ -44,7 +44,7 @@ SECONDS_BETWEEN_REPORTS = 0.5
 def run_store_stage(stage: StoreStage, context: WorkerContext, io: StageIO) -> dict[str, Any]:
     """Write all shards that are missing, then commit `stages/<digest>`; every worker of the group calls it.
 
-    Workers share the shards, and need each other only at the end. A shard is committed whole: what a kill loses is the
+    Workers take turns at the shards. A shard is committed whole: what a kill loses is the
     shards under way, and another number of workers may go on.
 
     Returns:
@@ -92,67 +92,69 @@ class _Writer:
         self.teacher = torch.compile(teacher) if stage.training.compile else teacher
         self.shards = [shard for epoch in range(stage.epochs) for shard in shards_of_epoch(stage, epoch)]
         self.total = sum(num_batches(stage, shard) for shard in self.shards)
+        self.done = 0
+        """Batches in finished shards, of `total`."""
 
     def run(self) -> dict[str, Any]:
-        """Round after round until nothing is missing; a second round only where a shard was deleted meanwhile."""
-        kind: Any = "start"
+        """Write what is missing until nothing is, then commit."""
         setup_s = time.monotonic() - self.began
         while True:
             missing = [shard for shard in self.shards if not self.io.store.committed(artefact(self.stage, shard))]
-            # Nobody writes before all have looked, so that all share the same list.
-            if not self.group.max([float(len(missing))])[0]:
-                break
-            done = self.total - sum(num_batches(self.stage, shard) for shard in missing)
-            self._report("resumed" if done else kind, missing[0].epoch, done, {})
-            why = self._write(missing[self.group.rank :: self.group.world_size], done)
+            # Nobody writes before all have looked. Where another run writes too, the lists may differ.
+            longest = int(self.group.max([float(len(missing))])[0])
+            if not longest:
+                return self._finish(setup_s)
+            self._write(missing, turns=-(-longest // self.group.world_size))
+
+    def _write(self, missing: Sequence[Shard], turns: int) -> None:
+        """In every turn each worker writes a shard, and then they meet: one that hurried ahead for hours would find
+        that the process group has given up waiting.
+
+        Raises:
+            StageInterrupted: if any worker is to stop.
+        """
+        rank, world_size = self.group.rank, self.group.world_size
+        own = missing[rank::world_size]
+        shown = iter(self._loader(own))
+        self.done = self.total - sum(num_batches(self.stage, shard) for shard in missing)
+        self._report("resumed" if self.done else "start", missing[0].epoch if missing else 0, {})
+        for turn in range(turns):
+            began = time.perf_counter()
+            why = self._write_shard(own[turn], shown) if turn < len(own) else None
             if self.group.max([float(why is not None)])[0]:
                 why = why or "another worker stopped"
                 raise StageInterrupted(f"`{self.stage.label}` stopped, its finished shards are kept: {why}")
-        return self._finish(setup_s)
+            written, left = missing[turn * world_size :][:world_size], missing[(turn + 1) * world_size :]
+            self.done += sum(num_batches(self.stage, shard) for shard in written)
+            finished = left[0].epoch if left else self.stage.epochs
+            if written and finished > written[0].epoch:
+                images = sum(shard.size for shard in written)
+                self._report("epoch", finished, {"images_per_s": images / (time.perf_counter() - began)})
 
-    def _write(self, shards: Sequence[Shard], done: int) -> str | None:
-        """Write these shards; says why it stopped before the end, if it did."""
+    def _loader(self, shards: Sequence[Shard]) -> Loader:
+        keys = _Keys(self.stage, shards, len(self.images))
         stage = self.stage
-        loader = training_loader(
-            self.images,
-            stage.data,
-            stage.training.augmentation,
-            _Keys(stage, shards, len(self.images)),
-            stage.seed,
-            self.device,
-        )
-        shown = iter(loader)
-        clock = reported = time.perf_counter()
-        own = since_report = 0
-        for at, shard in enumerate(shards):
-            ids: list[int] = []
-            parts: list[Answers] = []
-            for step, keys in batches(stage, shard, len(self.images)):
-                parts.append(self._answer(*next(shown), step))
-                ids += [image for _, image in keys]
-                own, since_report = own + 1, since_report + len(keys)
-                if why := self._stop():
-                    return why
-                now = time.perf_counter()
-                if now - reported >= SECONDS_BETWEEN_REPORTS:
-                    speed = since_report * self.group.world_size / (now - reported)
-                    self._report("step", shard.epoch, done + own * self.group.world_size, {"images_per_s": speed})
-                    reported, since_report = now, 0
-            answers = Answers(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return training_loader(self.images, stage.data, stage.training.augmentation, keys, stage.seed, self.device)
+
+    def _write_shard(self, shard: Shard, shown: Iterator[Batch]) -> str | None:
+        """Write a shard; says why it stopped before the end, if it did."""
+        began = reported = time.perf_counter()
+        ids: list[int] = []
+        parts: list[Answers] = []
+        for step, keys in batches(self.stage, shard, len(self.images)):
+            parts.append(self._answer(*next(shown), step))
+            ids += [image for _, image in keys]
+            if why := self._stop():
+                return why
             now = time.perf_counter()
-            commit_shard(
-                self.io.store,
-                stage,
-                shard,
-                torch.tensor(ids, dtype=torch.int32),
-                answers,
-                now - clock,
-                self.io.scratch / "shard",
-            )
-            if at + 1 == len(shards) or shards[at + 1].epoch != shard.epoch:
-                speed = len(ids) * self.group.world_size / (now - clock)
-                self._report("epoch", shard.epoch + 1, done + own * self.group.world_size, {"images_per_s": speed})
-            clock = now
+            if now - reported >= SECONDS_BETWEEN_REPORTS:
+                speed = len(ids) * self.group.world_size / (now - began)
+                self._report("step", shard.epoch, {"images_per_s": speed}, len(parts) * self.group.world_size)
+                reported = now
+        answers = Answers(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        images = torch.tensor(ids, dtype=torch.int32)
+        folder = self.io.scratch / "shard"
+        commit_shard(self.io.store, self.stage, shard, images, answers, time.perf_counter() - began, folder)
         return None
 
     def _answer(self, pixels: Tensor, labels: Tensor, step: int) -> Answers:
@@ -163,15 +165,16 @@ class _Writer:
         return compress(self.precision.full(out).logits, self.stage.top_k)
 
     def _stop(self) -> str | None:
-        """Every worker decides for itself: they are told at the same time, and none waits for another."""
+        """Every worker asks for itself; all are told at the same time, and meet after the shard."""
         deadline = self.context.deadline_s
         if deadline is not None and time.monotonic() - self.began > deadline:
             return f"its deadline of {deadline:g} s has passed"
         return "a stop was asked for" if self.io.should_stop() else None
 
-    def _report(self, kind: Any, epoch: int, step: int, values: dict[str, float]) -> None:
+    def _report(self, kind: Any, epoch: int, values: dict[str, float], under_way: int = 0) -> None:
         if self.group.is_first:
-            self.io.report(Progress(kind, self.stage.digest, epoch, min(step, self.total), self.total, values))
+            step = min(self.done + under_way, self.total)
+            self.io.report(Progress(kind, self.stage.digest, epoch, step, self.total, values))
 
     def _finish(self, setup_s: float) -> dict[str, Any]:
         """Commit the manifest, which makes the shards a store."""

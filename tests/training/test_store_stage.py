@@ -19,6 +19,7 @@ from orchestrator.measurement.training_memory import FetchedStages, Training, re
 from orchestrator.planning.describe import as_json, as_text
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import StoreStage, TrainStage
+from orchestrator.planning.stored import no_room
 from orchestrator.reporting.compare import compare
 from orchestrator.reporting.training_cost import training_rows
 from orchestrator.training.answers import compress
@@ -306,6 +307,9 @@ def test_too_little_room_is_said_before_anything_is_written(document, do, store)
     with pytest.raises(StoreError, match=r"3\.6 kB of answers are to be written, and .* has 1\.0 kB free. Way out"):
         do(plan, upto=StoreStage, store=Full(store.root))
     assert list(store.names("answers")) == []
+    (reason,) = no_room(plan, set(plan.stages), Full(store.root))
+    assert reason.startswith("`stored:teacher:top4`: 3.6 kB of answers are to be written")
+    assert no_room(plan, {stage for stage in plan.stages if stage != the_store(plan).digest}, Full(store.root)) == []
 
 
 def test_training_memory_is_measured_without_the_teacher(document, do, store):
