@@ -37,6 +37,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "soft_token_pruning": {"keep_rate": 0.7, "kl_weight": 0.0},
     "adaptive_halting": {"gamma": 0.3, "beta": 1.5},
     "adaptive_computation": {"threshold": 0.9526},
+    "coarse_to_fine": {"alpha": 0.3, "threshold": 1.0},
+    "elastic_resolution": {"size": 160, "keep_rate": 0.7},
     "early_exit": {"blocks": [5], "threshold": 0.0},
     "structured_pruning": {"ratio": 0.5},
 }
