@@ -13,8 +13,10 @@ READY := $(VENV)/.installed
 demo: $(READY)
 	$(BIN)/slimvit run specs/library/quickstart.yaml
 
+# Side by side what can be; then, one by one, what needs the machine to itself.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -m alone
 
 check: static test
 
