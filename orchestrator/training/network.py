@@ -108,6 +108,9 @@ def recomposed(stage: TrainStage, networks: Networks, shapes: Shapes) -> tuple[S
     seed_all(derive(stage.seed, "strategies"))
     facts = networks.facts.further(shapes)
     student = compose(build_model(spec, shapes), strategies, facts, restored=True)
+    for number, teacher in enumerate(networks.teacher.networks if networks.teacher is not None else ()):
+        assert isinstance(teacher, Student)
+        teacher_of(teacher, strategies, facts, number)  # which of its blocks are compared may depend on the student
     return student.to(next(networks.student.parameters()).device), strategies
 
 
@@ -182,7 +185,7 @@ def _check_nothing_is_missing(student: Student, absent: Set[str], saved: SavedNe
     Args:
         absent: timm's weights that the earlier stage's network had no more.
     """
-    missing = sorted(student.model.state_dict().keys() & absent)
+    missing = sorted(student.network_state().keys() & absent)
     if missing:
         before = ", ".join(f"`{config.name}`" for config in saved.strategies)
         raise ValueError(
