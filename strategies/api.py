@@ -49,7 +49,13 @@ WIDTH = "width"
 BLOCKS = "blocks"
 """Seam, whole network: removes blocks."""
 MATRICES = "matrices"
-"""Seam, per block: stores the weights of the linear layers in another form (factors, sharing, sparsity)."""
+"""Seam, per block: stores the weights of attention's linear layers in another form (factors, sharing, sparsity)."""
+MLP_MATRICES = "mlp_matrices"
+"""Seam, per block: stores the weights of the MLP's linear layers in another form."""
+MIXING = "mixing"
+"""Seam, per block: mixes heads before and after the softmax."""
+ALIKE = "alike"
+"""Visible, per block: the block is as wide inside as the other blocks are."""
 KEYS = "keys"
 """Visible, per block: the attention's keys, at the token seam."""
 CLASS_ATTENTION = "class_attention"
@@ -149,6 +155,8 @@ class Strategy(Generic[C]):
     """Strategies that this one cannot do without → their options in its examples."""
     once: ClassVar[bool] = False
     """`wrap` changes shapes once and for all; a network loaded from a checkpoint already has it (pruning)."""
+    late: ClassVar[bool] = False
+    """Of those that act once: acts after the others, on what they left (factors of what pruning left)."""
     deployed: ClassVar[bool] = True
     """Its modules belong to the network as deployed; `False` for what only training needs (projectors)."""
     knob: ClassVar[str | None] = None
@@ -229,6 +237,10 @@ class Strategy(Generic[C]):
     def at(self, student: Student, progress: float) -> None:
         """Set knobs for progress in [0, 1] of the stage. Called before every optimiser step and, with 1, before
         evaluation. A continuous knob is a 0-d buffer, so that a compiled graph serves its whole range."""
+
+    def after_backward(self, student: Student, progress: float) -> None:
+        """Look at the gradients of an optimiser step, complete and averaged over workers, or change them; the update
+        comes next. Called once a step, with the progress that `at` was given. In float16 they are scaled up."""
 
     def measure(self, out: Output) -> dict[str, float]:
         """What the strategy reports of one evaluation batch, as means over its images, for example `tokens_kept`."""

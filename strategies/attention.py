@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,19 @@ from strategies.state import State
 
 Rotate = Callable[[Tensor, Tensor, State], tuple[Tensor, Tensor]]
 """Queries and keys [R, H, N, E] → the same, turned by their tokens' positions."""
+
+
+class Mix(Protocol):
+    """Mixes heads of attention; rows of queries stay apart, so that some can be computed alone."""
+
+    def before(self, logits: Tensor) -> Tensor:
+        """Logits [R, H, M, N] of M queries → the same."""
+        ...
+
+    def after(self, weights: Tensor) -> Tensor:
+        """Attention weights [R, H, M, N] of M queries → the same."""
+        ...
+
 
 EPSILON = 1e-6
 """Of `masked_softmax`, as in arXiv:2106.02034."""
@@ -46,6 +59,7 @@ def attend(
     state: State,
     *,
     rotate: Rotate | None = None,
+    mix: Mix | None = None,
     want: frozenset[str] = frozenset(),
 ) -> tuple[Tensor, Look]:
     """Run a timm `Attention`, keeping its q/k norms, gate, inner norm and dropouts, and the fused kernel.
@@ -57,27 +71,29 @@ def attend(
         x: the normed tokens [R, N, D].
         state: where they come from: sizes, masks, lengths and positions are read from it.
         rotate: turns queries and keys by position.
+        mix: mixes heads; for tokens that are not packed.
         want: names of fields of `Look`.
 
     Returns:
         The attention's output [R, N, D], and what was wanted.
     """
     bias, keep, lengths = state.attention_bias(), state.keep, state.lengths
-    if bias is None and keep is None and lengths is None and rotate is None and not want:
+    if bias is None and keep is None and lengths is None and rotate is None and mix is None and not want:
         return attn(x), NOTHING  # timm's own code path: bit for bit the plain network
     q, k, v = project(attn, x)
     if rotate is not None:
         q, k = rotate(q, k, state)
     dropout = attn.attn_drop.p if attn.training else 0.0
     if lengths is not None:
+        assert mix is None, "who mixes heads needs the whole grid"
         y = ragged.attention(q, k, v, lengths, bias, dropout)
-    elif keep is None and attn.fused_attn:
+    elif keep is None and mix is None and attn.fused_attn:
         mask = None if bias is None else bias.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     else:
-        weights = _weights((q * attn.scale) @ k.transpose(-2, -1), bias, keep)
+        weights = _weights((q * attn.scale) @ k.transpose(-2, -1), bias, keep, mix)
         y = attn.attn_drop(weights) @ v
-    look = NOTHING if not want else _look(q, k, v, attn.scale, bias, keep, want)
+    look = NOTHING if not want else _look(q, k, v, attn.scale, bias, keep, mix, want)
     return put_out(attn, y, x), look
 
 
@@ -128,18 +144,27 @@ def masked_softmax(logits: Tensor, keep: Tensor) -> Tensor:
     return (weights + EPSILON / N) / (weights.sum(dim=-1, keepdim=True) + EPSILON)
 
 
-def _weights(logits: Tensor, bias: Tensor | None, keep: Tensor | None) -> Tensor:
+def _weights(logits: Tensor, bias: Tensor | None, keep: Tensor | None, mix: Mix | None) -> Tensor:
+    logits = logits if mix is None else mix.before(logits)
     logits = logits if bias is None else logits + bias
-    return logits.softmax(dim=-1) if keep is None else masked_softmax(logits, keep).to(logits.dtype)
+    weights = logits.softmax(dim=-1) if keep is None else masked_softmax(logits, keep).to(logits.dtype)
+    return weights if mix is None else mix.after(weights)
 
 
 def _look(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, keep: Tensor | None, want: frozenset[str]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    mix: Mix | None,
+    want: frozenset[str],
 ) -> Look:
     class_attention = None
     if "class_attention" in want:
         row = (q[:, :, :1] * scale) @ k.transpose(-2, -1)
-        class_attention = _weights(row, bias, keep).squeeze(2)
+        class_attention = _weights(row, bias, keep, mix).squeeze(2)
     return Look(
         keys=k if "keys" in want else None,
         class_attention=class_attention,

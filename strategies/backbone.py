@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies.aside import rejoin
-from strategies.attention import NOTHING, Look, Rotate, attend
+from strategies.attention import NOTHING, Look, Mix, Rotate, attend
 from strategies.shapes import WHOLE
 from strategies.state import Output, State
 
@@ -127,8 +127,10 @@ class Student(nn.Module):
         return self.handing_out and (bool(self.taps) or self.wants_tokens or self.wants_dense)
 
     def network_state(self) -> dict[str, Tensor]:
-        """All weights: the timm network under timm's keys, the rest under `extras.<strategy>.`."""
-        state = dict(self.model.state_dict())
+        """All weights: the timm network under timm's keys, the rest under `extras.<strategy>.`. Weights that several
+        layers share are there once, under the first layer's key."""
+        shared = self._shared()
+        state = {k: v for k, v in self.model.state_dict().items() if k not in shared}
         state.update({EXTRAS + k: v for k, v in self.extras.state_dict().items()})
         return state
 
@@ -139,9 +141,16 @@ class Student(nn.Module):
             RuntimeError: if keys or shapes differ; the message names them.
         """
         own = {k: v for k, v in state.items() if not k.startswith(EXTRAS)}
+        own.update({k: own[first] for k, first in self._shared().items() if first in own})
         extras = {k.removeprefix(EXTRAS): v for k, v in state.items() if k.startswith(EXTRAS)}
         self.model.load_state_dict(own)
         self.extras.load_state_dict(extras)
+
+    def _shared(self) -> dict[str, str]:
+        """Keys of the timm network's parameters that are another key's, → that key."""
+        first = {id(p): name for name, p in self.model.named_parameters()}
+        every = self.model.named_parameters(remove_duplicate=False)
+        return {name: first[id(p)] for name, p in every if first[id(p)] != name}
 
     def read_out(self, out: Output, state: State) -> Output:
         """Hand out the final tokens and run the readouts, as far as this pass should."""
@@ -173,6 +182,7 @@ class VisionTransformerStudent(Student):
         attention, first_half, tokens, second_half, depth: block → its seams, in the order in which they act.
             `first_half` takes the place of `attention` and `tokens`.
         rotate: block → what turns its queries and keys by position.
+        mixing: block → what mixes its heads before and after the softmax.
         carry: blocks that hand what their attention put out to the next block, in `State.attended`.
         looks: block → fields of `Look` that its token seam or the losses read.
         split_heads: in training, report class and distillation logits apart (DeiT) instead of their mean.
@@ -190,6 +200,7 @@ class VisionTransformerStudent(Student):
         self.second_half: dict[int, HalfSeam] = {}
         self.depth: dict[int, DepthSeam] = {}
         self.rotate: dict[int, Rotate] = {}
+        self.mixing: dict[int, Mix] = {}
         self.carry: set[int] = set()
         self.looks: dict[int, frozenset[str]] = {}
         self.heads: list[Callable[[Output, State], Output]] = []
@@ -276,7 +287,8 @@ class VisionTransformerStudent(Student):
             want = self.looks.get(i, frozenset())
             if state.answers_only or not self.handing_out:
                 want = want - {"projections"}
-            attended, look = attend(block.attn, normed, state, rotate=self.rotate.get(i), want=want)
+            mix, rotate = self.mixing.get(i), self.rotate.get(i)
+            attended, look = attend(block.attn, normed, state, rotate=rotate, mix=mix, want=want)
             if look.projections is not None:
                 out.projections[i] = look.projections
         x = state.x + block.drop_path1(block.ls1(attended))

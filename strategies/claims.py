@@ -34,7 +34,10 @@ WORDS = {
     api.SHAPES: "the number of heads and MLP channels",
     api.WIDTH: "the width of the tokens",
     api.BLOCKS: "the number of blocks",
-    api.MATRICES: "the form of the linear layers",
+    api.MATRICES: "the form of attention's weights",
+    api.MLP_MATRICES: "the form of the MLP's weights",
+    api.MIXING: "the mixing of heads",
+    api.ALIKE: "widths that are the same in all blocks",
     api.KEYS: "the attention's keys",
     api.CLASS_ATTENTION: "the class token's attention",
     api.PROJECTIONS: "queries, keys and values",
@@ -60,9 +63,8 @@ Found = list[tuple[Strategy[Any], Claims]]
 
 def left_by(strategies: Iterable[Strategy[Any]], facts: Facts) -> Facts:
     """What strategies that change shapes for good leave for the others."""
-    for strategy in strategies:
-        if strategy.once:
-            facts = strategy.leaves(facts)
+    for strategy in sorted((s for s in strategies if s.once), key=lambda s: s.late):
+        facts = strategy.leaves(facts)
     return facts
 
 
@@ -75,15 +77,22 @@ def conflicts(strategies: Sequence[Strategy[Any]], facts: Facts, *, restored: bo
         facts: of the network before they act.
         restored: `facts` are of the network that they leave: it comes from a checkpoint.
     """
-    after = facts if restored else left_by(strategies, facts)
-    reasons = _conflicts(strategies, facts, after)
-    if after != facts and any(s.once and s.moments() for s in strategies):
-        reasons += _conflicts(strategies, facts, facts)  # the others also act on the network as it begins
+    cut = facts if restored else left_by((s for s in strategies if not s.late), facts)
+    after = facts if restored else left_by((s for s in strategies if s.late), cut)
+    reasons = _conflicts(strategies, facts, cut, after, restored)
+    if cut != facts and any(s.once and s.moments() for s in strategies):
+        reasons += _conflicts(strategies, facts, facts, facts, restored)  # the others also act on it as it begins
     return list(dict.fromkeys(reasons))
 
 
-def _conflicts(strategies: Sequence[Strategy[Any]], before: Facts, after: Facts) -> list[str]:
-    """Strategies that act once see the network before, the others after that."""
+def _conflicts(
+    strategies: Sequence[Strategy[Any]], before: Facts, cut: Facts, after: Facts, restored: bool
+) -> list[str]:
+    """Strategies that act once see the network before, those that act late what these left, the others after that."""
+
+    def seen(strategy: Strategy[Any]) -> Facts:
+        return (cut if strategy.late else before) if strategy.once else after
+
     reasons: list[str] = []
     for name, count in Counter(s.name for s in strategies).items():
         if count > 1:
@@ -93,12 +102,14 @@ def _conflicts(strategies: Sequence[Strategy[Any]], before: Facts, after: Facts)
     claimed: Found = []
     for strategy in {s.name: s for s in strategies}.values():
         try:
-            claimed.append((strategy, strategy.claims(before if strategy.once else after)))
+            claimed.append((strategy, strategy.claims(seen(strategy))))
         except OptionError as error:
             reasons.append(str(error))
     offered = frozenset[Claim]().union(*(claims.offers for _, claims in claimed))
     for strategy, claims in claimed:
-        reasons += _missing(strategy, claims, before if strategy.once else after, offered)
+        reasons += _missing(strategy, claims, seen(strategy), offered)
+        if strategy.once and not restored and seen(strategy).shapes.ranks:
+            reasons += _factored(strategy, claims)
     for (a, claims_a), (b, claims_b) in combinations(claimed, 2):
         reasons += _owned_twice(a.name, b.name, claims_a.owns & claims_b.owns)
     for (a, claims_a), (b, claims_b) in permutations(claimed, 2):
@@ -140,6 +151,16 @@ def _missing(strategy: Strategy[Any], claims: Claims, facts: Facts, offered: fro
                 words = _words(what) if number == 0 else _words(what).replace("the teacher", f"teacher {number + 1}", 1)
                 reasons.append(f"`{strategy.name}` {'changes' if owned else 'needs'} {words}{_at(blocks)}, but {lack}")
     return reasons
+
+
+def _factored(strategy: Strategy[Any], claims: Claims) -> list[str]:
+    """Why this strategy cannot cut layers that an earlier stage stored as factors."""
+    if not any(claim.what in (SHAPES, api.WIDTH) for claim in claims.owns):
+        return []
+    return [
+        f"`{strategy.name}` changes {_words(SHAPES)}, but an earlier stage stored layers as factors, which cannot be "
+        f"cut. Way out: `{strategy.name}` in the same stage as the strategy that factorised, or in one before it."
+    ]
 
 
 def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool, number: int = 0) -> str | None:

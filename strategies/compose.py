@@ -61,8 +61,8 @@ def student_of(model: nn.Module) -> Student:
 
 def ordered(strategies: Sequence[Strategy[Any]]) -> list[Strategy[Any]]:
     """Strategies in the order in which they act; within a kind, first those that change shapes for good (others size
-    their modules by what is left), then in the spec's order."""
-    return sorted(strategies, key=lambda s: (ORDER.index(s.kind), not s.once))
+    their modules by what is left; of them, those that act late last), then in the spec's order."""
+    return sorted(strategies, key=lambda s: (ORDER.index(s.kind), not s.once, s.late))
 
 
 def compose(
@@ -88,7 +88,7 @@ def compose(
     student = student_of(model)
     student.shapes = facts.shapes
     for strategy in (s for s in ordered(strategies) if s.once and not restored):
-        strategy.wrap(student, facts)
+        strategy.wrap(student, facts.further(student.shapes) if strategy.late else facts)
     facts = facts.further(student.shapes)
     for strategy in (s for s in ordered(strategies) if not s.once):
         strategy.wrap(student, facts)
@@ -117,12 +117,12 @@ def teacher_of(student: Student, strategies: Sequence[Strategy[Any]], facts: Fac
 
 
 def needs_of(strategies: Sequence[Strategy[Any]], facts: Facts) -> frozenset[Claim]:
-    """What these strategies read of a network, and of its teachers.
+    """What these strategies read of a network, and of its teachers. Those that act once have no use for that.
 
     Args:
         facts: of the network as those that act once left it.
     """
-    return frozenset[Claim]().union(*(s.claims(facts).needs for s in strategies))
+    return frozenset[Claim]().union(*(s.claims(facts).needs for s in strategies if not s.once))
 
 
 def _hand_out(student: Student, needs: frozenset[Claim], tap: str, projections: str, tokens: str, dense: str) -> None:

@@ -30,11 +30,15 @@ class Shapes:
     """Width of every head; `None` = timm's."""
     removed: tuple[int, ...] = ()
     """Blocks that are gone, ascending, counted as timm builds them."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Linear layer (by its name in the network that is left) → rank, where it is stored as two factors
+    (`strategies/factors.py`)."""
     widths: Mapping[str, int] = field(default_factory=dict)
     """Inner width → its channels, where networks outside of the loop were cut (`surgery.inner_widths`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", {b: BlockShape(*shape) for b, shape in sorted(self.blocks.items())})
+        object.__setattr__(self, "ranks", dict(sorted(self.ranks.items())))
         object.__setattr__(self, "widths", dict(sorted(self.widths.items())))
         object.__setattr__(self, "removed", tuple(sorted(self.removed)))
 
@@ -42,8 +46,8 @@ class Shapes:
         return self != WHOLE
 
     def __hash__(self) -> int:
-        blocks, widths = tuple(self.blocks.items()), tuple(self.widths.items())
-        return hash((blocks, self.embed_dim, self.head_dim, self.removed, widths))
+        blocks, ranks, widths = (tuple(m.items()) for m in (self.blocks, self.ranks, self.widths))
+        return hash((blocks, self.embed_dim, self.head_dim, self.removed, ranks, widths))
 
     def left(self, depth: int) -> list[int]:
         """Blocks that are left, counted as timm builds them.
@@ -60,6 +64,7 @@ class Shapes:
             "embed_dim": self.embed_dim,
             "head_dim": self.head_dim,
             "removed": list(self.removed),
+            "ranks": dict(self.ranks),
             "widths": dict(self.widths),
         }
         return {k: v for k, v in said.items() if v not in (None, {}, [])}
@@ -81,6 +86,7 @@ class Shapes:
             embed_dim=None if said.get("embed_dim") is None else int(said["embed_dim"]),
             head_dim=None if said.get("head_dim") is None else int(said["head_dim"]),
             removed=tuple(int(b) for b in said.get("removed", ())),
+            ranks={str(name): int(rank) for name, rank in said.get("ranks", {}).items()},
             widths={str(name): int(width) for name, width in said.get("widths", {}).items()},
         )
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from strategies.factors import blank_factors
 from strategies.shapes import BlockShape, Shapes
 
 
@@ -181,7 +182,7 @@ def _tell_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.num_features = module.weight.shape[0]
     elif hasattr(module, "normalized_shape"):
-        module.normalized_shape = tuple(module.weight.shape)  # type: ignore[union-attr,arg-type]
+        module.normalized_shape = tuple(module.weight.shape)  # type: ignore[union-attr,arg-type,assignment]
 
 
 def _tell_width(model: Any, width: int) -> None:
@@ -254,6 +255,8 @@ def reshape(model: Any, shapes: Shapes) -> None:
         if hidden < whole.mlp_hidden:
             keep[Axis("mlp", old)] = torch.arange(hidden)
     apply(model, vit_axes(model), Cut(shapes, keep, stays if shapes.removed else None, head_dim))
+    for name, rank in shapes.ranks.items():
+        blank_factors(model, name, rank)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

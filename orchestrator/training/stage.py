@@ -193,6 +193,8 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
                 loss, terms = loss_of(running.forward, *batch)
                 meter.add(step, loss, terms)
                 precision.backward(loss / accumulation)
+        for strategy in running.strategies:
+            strategy.after_backward(running.student, step / total_steps)
         precision.step(running.optimizer, running.parameters, training.clip_grad)
         position.step = done = step + 1
         if running.ema is not None:

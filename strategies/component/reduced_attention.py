@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from strategies.attention import Rotate, put_out
 from strategies.component.patch_grid import to_grid, to_tokens
+from strategies.factors import some_outputs
 from strategies.state import State
 
 
@@ -62,14 +63,14 @@ class ReducedAttention:
     def __call__(self, attn: Any, x: Tensor, state: State) -> Tensor:
         """Every token of x [R, N, D] attends to the prefix tokens and the reduced patches."""
         P, width = state.num_prefix_tokens, attn.attn_dim
-        weight, bias = attn.qkv.weight, attn.qkv.bias
         coarse = self.reduction(x, P)
 
         def heads(t: Tensor) -> Tensor:
             return t.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
 
-        q = heads(F.linear(x, weight[:width], None if bias is None else bias[:width]))
-        k, v = F.linear(coarse, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+        # Queries and keys read different tokens.
+        q = heads(some_outputs(attn.qkv, x, slice(width)))
+        k, v = some_outputs(attn.qkv, coarse, slice(width, None)).chunk(2, dim=-1)
         q, k, v = attn.q_norm(q), attn.k_norm(heads(k)), heads(v)
         if self.block in self.rotate:
             turn = self.rotate[self.block]

@@ -12,6 +12,7 @@ from strategies.api import (
     GRID,
     KEYS,
     MATRICES,
+    MIXING,
     PROJECTIONS,
     ROTATION,
     SHAPES,
@@ -29,7 +30,7 @@ def replacing(blocks: Collection[int], *, grid: bool, turns: bool, weights_gone:
         turns: it turns queries and keys by position, where another strategy says how.
         weights_gone: timm's attention weights leave the network, so that nobody can cut or rewrite them.
     """
-    hidden = [KEYS, CLASS_ATTENTION, PROJECTIONS]
+    hidden = [KEYS, CLASS_ATTENTION, PROJECTIONS, MIXING]
     hidden += [] if turns else [ROTATION]
     hidden += [SHAPES, MATRICES] if weights_gone else []
     needs: frozenset[Claim] = at_blocks(GRID, blocks) | at_blocks(DENSE, blocks) if grid else frozenset()

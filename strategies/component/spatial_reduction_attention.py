@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from specs.strategy import StrategyConfig
-from strategies.api import MATRICES, Claims, OptionError, Strategy, at_blocks
+from strategies.api import Claims, OptionError, Strategy
 from strategies.blocks import checked
 from strategies.component.replaced_attention import replacing
 from strategies.facts import Facts
@@ -69,11 +69,8 @@ class SpatialReductionAttention(Strategy[SpatialReductionAttentionConfig]):
         return blocks if self.config.ratio > 1 else ()
 
     def claims(self, facts: Facts) -> Claims:
-        """Own the attention of these blocks, which must see the whole grid. Queries and keys read different tokens, so
-        their weights must be there as one matrix of which each takes its rows."""
-        blocks = self.reduced(facts)
-        claims = replacing(blocks, grid=True, turns=True, weights_gone=False)
-        return Claims(claims.owns, claims.needs, claims.hides | at_blocks(MATRICES, blocks))
+        """Own the attention of these blocks, which must see the whole grid."""
+        return replacing(self.reduced(facts), grid=True, turns=True, weights_gone=False)
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Give each block its convolution."""

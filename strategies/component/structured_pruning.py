@@ -8,10 +8,12 @@ from pydantic import Field, PositiveInt, model_validator
 
 from specs.strategy import StrategyConfig
 from strategies.api import (
+    ALIKE,
     ATTENTION,
     BLOCKS,
     MATRICES,
     MLP,
+    MLP_MATRICES,
     SHAPES,
     WIDTH,
     Claim,
@@ -142,12 +144,13 @@ class StructuredPruning(Strategy[StructuredPruningConfig]):
         owns = at_blocks(SHAPES, range(student.depth)) | whole
         if self.gradual:
             # What is cut while it trains must have the form that is known how to cut.
-            owns |= at_blocks(MATRICES, range(student.depth))
+            owns |= at_blocks(MATRICES, range(student.depth)) | at_blocks(MLP_MATRICES, range(student.depth))
             if what & {"heads", "head_width"}:
                 owns |= at_blocks(ATTENTION, range(student.depth))
             if "mlp" in what:
                 owns |= at_blocks(MLP, range(student.depth))
-        return Claims(owns=owns)
+        differ = self.config.ratio != 0 and self.config.scope != "per_block" and bool(what & {"heads", "mlp"})
+        return Claims(owns=owns, hides=at_blocks(ALIKE, range(student.depth)) if differ else frozenset())
 
     def _check_inner(self, facts: Facts) -> None:
         """Outside of the loop, nothing but channels inside blocks can be cut, and their cost has no closed form."""
