@@ -20,7 +20,7 @@ data: {kind: sample, name: mnist5k, limit_train: 320, limit_val: 100}
 student: {model: vit_tiny_patch16_224, args: {patch_size: 7, embed_dim: 48, depth: 2, num_heads: 3}}
 stages:
   - {name: teacher, training: {epochs: 2}}
-  - {name: student, teacher: {stage: teacher}, training: {epochs: 1}}
+  - {name: student, teacher: {stage: teacher, stored: {top_k: 4}}, training: {epochs: 1}}
 matrix:
   axes:
     distill: {strategies: {none: [], soft: [{name: response, kind: soft}]}}
@@ -58,20 +58,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 def test_run_to_the_comparison_and_once_more(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, first = finished
     assert first.returncode == 0, first.stdout + first.stderr
-    for words in ("Ray dashboard http://127.0.0.1:", "MLflow", "sqlite:///mlflow.db", "5 stages to run", "(5/5)"):
+    for words in ("Ray dashboard http://127.0.0.1:", "MLflow", "sqlite:///mlflow.db", "6 stages to run", "(6/6)"):
         assert words in first.stdout
     assert "distill=soft" in first.stdout
     assert (folder / "reports" / "tiny.html").is_file()
 
     store = LocalStore(folder / "slimvit-store")
-    assert len(list(store.names("stages"))) == 5
+    assert len(list(store.names("stages"))) == 6
+    assert len(list(store.names("answers"))) == 1
     assert list(store.names("progress")) == []
     (plan,) = store.names("plans/tiny")
     assert {p.name for p in store.fetch(plan).iterdir()} == {"plan.json", "experiment.json", "COMMIT.json"}
 
     second = slimvit(folder, "run", "spec.yaml", "--plain")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "5 done, 0 to run" in second.stdout
+    assert "6 done, 0 to run" in second.stdout
     assert "distill=soft" in second.stdout
     assert "LOADED []" in second.stdout, "nothing to do: neither Ray, torch nor MLflow is needed"
     assert list(store.names("plans/tiny")) == [plan]
