@@ -1,6 +1,6 @@
 """The strategy interface. Importing this module loads no torch: options and claims decide at planning time.
 
-A strategy is one file: typed `Config`, `claims`, and up to six optional hooks. Tensor code is imported inside the
+A strategy is one file: typed `Config`, `claims`, and optional hooks. Tensor code is imported inside the
 hooks (or lives in a module of formulas beside the file), so that planning 10,000 combinations costs no torch.
 """
 

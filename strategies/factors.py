@@ -93,8 +93,8 @@ def truncated(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def rank_for(weight: Tensor, energy: float) -> int:
-    """The smallest rank r with Σ_{i ≤ r} s_i² ≥ energy · Σ s_i², s_i the singular values of a matrix [n, m], descending;
-    at least 1."""
+    """The smallest rank r with Σ_{i ≤ r} s_i² ≥ energy · Σ s_i², s_i the singular values of a matrix [n, m],
+    descending; at least 1."""
     squares = torch.linalg.svdvals(weight.float()).double().square()
     share = squares.cumsum(0) / squares.sum()
     return min(int((share < energy).sum()) + 1, len(squares))

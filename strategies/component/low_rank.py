@@ -24,17 +24,17 @@ class LowRankConfig(StrategyConfig):
     """Always `low_rank`."""
 
     rank: PositiveInt | None = None
-    """Rank of the factors, alike in all layers; below m·n/(m + n) of every kind of layer in `what` (m inputs, n outputs),
-    from where on factors cost more than the matrix. Write either `rank` or `energy`."""
+    """Rank of the factors, alike in all layers; below m·n/(m + n) of every kind of layer in `what` (m inputs, n
+    outputs), from where on factors cost more than the matrix. Write either `rank` or `energy`."""
 
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of each matrix's squared singular values that its factors keep; each gets the smallest rank that does. Layers
-    whose factors would cost more than the matrix stay as they are; 1 = all do. It says little on random weights, whose
-    singular values are much alike: start from a trained network."""
+    """Share of each matrix's squared singular values that its factors keep; each gets the smallest rank that does.
+    Layers whose factors would cost more than the matrix stay as they are; 1 = all do. It says little on random weights,
+    whose singular values are much alike: start from a trained network."""
 
     what: tuple[Part, ...] = Field(default=PARTS, min_length=1)
-    """Which layers. `qkv`: the one that makes queries, keys and values. `proj`: the one after attention. `mlp`: those of
-    the MLP."""
+    """Which layers. `qkv`: the one that makes queries, keys and values. `proj`: the one after attention. `mlp`: those
+    of the MLP."""
 
     blocks: tuple[NonNegativeInt, ...] | None = None
     """Blocks whose layers become factors, counted from 0 among those that pruning leaves; `null` = all."""
@@ -110,7 +110,8 @@ class LowRank(Strategy[LowRankConfig]):
         raise OptionError(
             self.name,
             "rank",
-            f"factors of rank {rank} cost as much as the matrix or more: {', '.join(too_small)} of `{facts.student.model}`",
+            f"factors of rank {rank} cost as much as the matrix, or more, of {', '.join(too_small)} in "
+            f"`{facts.student.model}`",
             f"1 to {min(limits.values())}",
             f"{way_out}.",
         )

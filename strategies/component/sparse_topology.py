@@ -107,4 +107,3 @@ def exchange_in_fours(mask: Tensor, weight: Tensor, growth: Tensor, number: int)
     staying = kept & ~torch.zeros_like(kept).scatter(-1, position, chosen)
     newcomer = grows.masked_fill(staying, -1.0).argmax(dim=-1, keepdim=True)
     return (staying | torch.zeros_like(kept).scatter(-1, newcomer, chosen)).flatten(1)
-

@@ -46,12 +46,12 @@ class SparseWeightsConfig(StrategyConfig):
     """Who comes: the weights that are 0 where the loss's gradient is largest in magnitude. They start from 0."""
 
     pattern: Literal["unstructured", "2:4"] = "unstructured"
-    """`2:4`: of every four inputs of an output in a row exactly two weights are kept, the form that sparse tensor cores
-    read; needs `density: 0.5`."""
+    """`2:4`: of every four inputs of an output in a row exactly two weights are kept, the form that sparse tensor
+    cores read; needs `density: 0.5`."""
 
     what: tuple[Part, ...] = Field(default=PARTS, min_length=1)
-    """Which layers. `qkv`: the one that makes queries, keys and values. `proj`: the one after attention. `mlp`: those of
-    the MLP."""
+    """Which layers. `qkv`: the one that makes queries, keys and values. `proj`: the one after attention. `mlp`: those
+    of the MLP."""
 
     blocks: tuple[NonNegativeInt, ...] | None = None
     """Blocks with sparse weights, counted from 0; `null` = all."""
@@ -118,7 +118,7 @@ class SparseWeights(Strategy[SparseWeightsConfig]):
                 "what",
                 "an earlier stage stored layers as factors",
                 "layers that are whole matrices",
-                "Way out: leave them out of `what`, name other `blocks`, or keep one of `sparse_weights` and `low_rank`.",
+                "Way out: leave them out of `what`, name other `blocks`, or keep `low_rank` or `sparse_weights`.",
             )
         return Claims(owns=matrix_claims(what, blocks))
 
@@ -127,7 +127,8 @@ class SparseWeights(Strategy[SparseWeightsConfig]):
         from strategies.component.sparse_masks import SparseMasks
 
         model, c = student.model, self.config
-        names = [f"blocks.{b}.{n}" for b in self.sparse(facts.student.depth) for n in names_of(model.blocks[b], c.what)]
+        blocks = self.sparse(facts.student.depth)
+        names = [f"blocks.{b}.{name}" for b in blocks for name in names_of(model.blocks[b], c.what)]
         if names:
             masks = SparseMasks(model, names, c.density, c.distribution, c.pattern)
             student.extras[self.name] = masks
@@ -135,14 +136,14 @@ class SparseWeights(Strategy[SparseWeightsConfig]):
 
     def at(self, student: Student, progress: float) -> None:
         """Set to 0 what is not kept."""
-        masks: Any = student.extras[self.name] if self.name in student.extras else None
-        if masks is not None:
+        if self.name in student.extras:
+            masks: Any = student.extras[self.name]
             masks.zero(student.model)
 
     def after_backward(self, student: Student, progress: float) -> None:
         """Exchange weights where it is time, and stop gradients of what is not kept."""
-        masks: Any = student.extras[self.name] if self.name in student.extras else None
-        if masks is not None:
+        if self.name in student.extras:
+            masks: Any = student.extras[self.name]
             masks.after_backward(student.model, progress, self.config)
 
     def measure(self, out: Output) -> dict[str, float]:

@@ -58,7 +58,9 @@ def test_erk_densities_follow_the_formula_and_keep_the_budget():
     full = erk_densities(sizes, 0.5)
     assert full[0] == 1
     assert full[1] / (128 / 64**2) == pytest.approx(full[2] / (320 / (256 * 64)))
-    assert sum(d * n * m for d, (n, m) in zip(full, sizes, strict=True)) == pytest.approx(0.5 * sum(n * m for n, m in sizes))
+    assert sum(d * n * m for d, (n, m) in zip(full, sizes, strict=True)) == pytest.approx(
+        0.5 * sum(n * m for n, m in sizes)
+    )
     assert erk_densities(sizes, 1.0) == pytest.approx([1, 1, 1])
 
 
@@ -90,7 +92,9 @@ def test_two_of_four_stay_two_of_four():
     for row in range(3):
         for four in range(3):
             part = weight[row, 4 * four : 4 * four + 4].abs()
-            assert set(mask[row, 4 * four : 4 * four + 4].nonzero().flatten().tolist()) == set(part.topk(2).indices.tolist())
+            assert set(mask[row, 4 * four : 4 * four + 4].nonzero().flatten().tolist()) == set(
+                part.topk(2).indices.tolist()
+            )
     found = exchange_in_fours(mask, weight, growth, 4)
     assert (found.unflatten(1, (3, 4)).sum(-1) == 2).all()
     weakest = {}
@@ -112,7 +116,7 @@ def test_two_of_four_stay_two_of_four():
 def test_training_exchanges_weights_and_keeps_their_number(options):
     acting = strategy("sparse_weights", {"update_every": 2, "until": 0.7, **options})
     network = student(toy(), acting).train()
-    masks = network.extras["sparse_weights"]
+    masks: Any = network.extras["sparse_weights"]
     first = {name: masks.mask(name).clone() for name in masks.names}
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.05)
     train(network, acting, optimiser, range(4), 10)
@@ -136,8 +140,9 @@ def test_gradients_are_dense_for_growth_and_sparse_for_the_update():
     network = student(toy(), acting).train()
     acting.at(network, 0.0)
     cross_entropy(network(images()).logits, LABELS).backward()
-    masks, name = network.extras["sparse_weights"], "blocks.2.mlp.fc1"
-    weight = weights_of(network)[name]
+    masks: Any = network.extras["sparse_weights"]
+    name = "blocks.2.mlp.fc1"
+    weight: Any = weights_of(network)[name]
     dense, before = weight.grad.clone(), masks.mask(name).clone()
     assert (dense[~before] != 0).any()
     acting.after_backward(network, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy
 import pytest
@@ -15,8 +16,8 @@ from orchestrator.training.optimizer import make_optimizer
 from specs.training import OptimizerSpec
 from strategies.attention import attend
 from strategies.claims import conflicts
-from strategies.compose import build_model, compose, ordered
 from strategies.component.shared_transform import HeadMixing, LocalMlp
+from strategies.compose import build_model, compose, ordered
 from strategies.state import State
 from tests.strategies.checks import DEIT, assert_exports, counted_macs, deit_with, outside_blocks, plain_block
 from tests.strategies.toys import facts_for, images, step, strategy, student, teacher, toy
@@ -53,7 +54,8 @@ def test_it_computes_as_the_plain_network_whose_blocks_hold_copies():
     ],
 )
 def test_groups_are_blocks_in_a_row(options, groups):
-    assert strategy("weight_sharing", options).groups(4) == groups
+    acting: Any = strategy("weight_sharing", options)
+    assert acting.groups(4) == groups
 
 
 def test_shared_weights_count_once_everywhere(tmp_path):
@@ -102,6 +104,7 @@ def test_head_mixing_is_the_formula():
         mixing.logits.normal_()
         mixing.weights.normal_()
         found, look = attend(attn, x, State(x, 1), mix=mixing, want=frozenset({"class_attention"}))
+        assert look.class_attention is not None
         q, k, v = (attn.qkv(x).reshape(2, 5, 3, 3, 16).permute(2, 0, 3, 1, 4)).unbind(0)
         q, k, v = (t.double().numpy() for t in (attn.q_norm(q), attn.k_norm(k), v))
         F, G = mixing.logits.double().numpy(), mixing.weights.double().numpy()
@@ -120,7 +123,8 @@ def test_head_mixing_is_the_formula():
 
 def test_the_convolution_sees_patches_at_their_places_alone():
     torch.manual_seed(4)
-    block, local = student(toy("registers")).model.blocks[0].eval(), LocalMlp(48)
+    block = student(toy("registers")).model.blocks[0].eval()
+    local: Any = LocalMlp(48)
     x = torch.randn(1, 5 + 9, 48)
     with torch.no_grad():
         local.conv.weight.normal_()
