@@ -35,12 +35,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "token_idling": {"keep_rate": 0.7},
     "token_sparsification": {"keep_rate": 0.7, "kl_weight": 0.0, "token_weight": 0.0},
     "soft_token_pruning": {"keep_rate": 0.7, "kl_weight": 0.0},
-    "adaptive_halting": {"gamma": 0.3, "beta": 1.5},
+    "adaptive_halting": {"gamma": 2.0, "beta": 2.0},
     "adaptive_computation": {"threshold": 0.9526},
     "coarse_to_fine": {"alpha": 0.3, "threshold": 1.0},
     "elastic_resolution": {"size": 160, "keep_rate": 0.7},
     "early_exit": {"blocks": [5], "threshold": 0.0},
     "structured_pruning": {"ratio": 0.5},
+    "low_rank": {"rank": 96},
 }
 """Options under which each removes a good part of the work of a DeiT-S on random images."""
 TARGET = {64: 0.9, 1: 0.8}

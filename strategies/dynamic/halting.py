@@ -119,7 +119,10 @@ class Halt:
         going = totals <= self.threshold
         if class_read:  # nothing is read of an image whose prefix tokens have halted
             going &= going[:, :P].any(dim=1, keepdim=True)
-        going[:, : max(P, 1)] |= (torch.arange(max(P, 1), device=going.device) < P) | ~going.any(dim=1, keepdim=True)
+        if P:
+            going[:, :P] = True
+        else:  # no image is left without a token
+            going[:, :1] |= ~going.any(dim=1, keepdim=True)
         if state.lengths is None and state.size is not None and not class_read:
             state = state.noting(self.name + ".size", state.size)
         state = state.noting(self.name + ".out", out).noting(self.name + ".total", totals)
