@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "early_exit": {"blocks": [5], "threshold": 0.0},
     "structured_pruning": {"ratio": 0.5},
     "low_rank": {"rank": 96},
+    "low_rank": {"rank": 96},
 }
 """Options under which each removes a good part of the work of a DeiT-S on random images."""
 TARGET = {64: 0.9, 1: 0.8}
