@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from strategies import ragged
 from strategies.aside import rejoin
 from strategies.attention import NOTHING, Look, Mix, Rotate, attend
 from strategies.shapes import WHOLE
@@ -291,7 +292,7 @@ class VisionTransformerStudent(Student):
             attended, look = attend(block.attn, normed, state, rotate=rotate, mix=mix, want=want)
             if look.projections is not None:
                 out.projections[i] = look.projections
-        x = state.x + block.drop_path1(block.ls1(attended))
+        x = state.x + ragged.per_image(block.drop_path1, block.ls1(attended), state.lengths)
         state = replace(state, x=x, attended=attended if i in self.carry else None)
         if i not in self.tokens:
             return state
@@ -301,7 +302,8 @@ class VisionTransformerStudent(Student):
         """MLP."""
         if i in self.second_half:
             return self.second_half[i](block, state)
-        return state.with_x(state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x)))))
+        update = block.ls2(block.mlp(block.norm2(state.x)))
+        return state.with_x(state.x + ragged.per_image(block.drop_path2, update, state.lengths))
 
     def _head(self, out: Output, state: State) -> Output:
         """Final norm, pooling and classifier, all timm's own."""
