@@ -39,9 +39,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adaptive_computation": {"threshold": 0.9526},
     "coarse_to_fine": {"alpha": 0.3, "threshold": 1.0},
     "elastic_resolution": {"size": 160, "keep_rate": 0.7},
+    "adaptive_token_sampling": {"max_tokens": 60},
     "early_exit": {"blocks": [5], "threshold": 0.0},
     "structured_pruning": {"ratio": 0.5},
-    "low_rank": {"rank": 96},
     "low_rank": {"rank": 96},
 }
 """Options under which each removes a good part of the work of a DeiT-S on random images."""
