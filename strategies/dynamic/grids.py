@@ -54,7 +54,7 @@ def embed_at(student: VisionTransformerStudent, images: Tensor, positions: Tenso
     model = student.model
     patches = model.patch_embed.norm(model.patch_embed.proj(images).flatten(2).transpose(1, 2))
     first = (model.cls_token, getattr(model, "dist_token", None), model.reg_token)
-    prefix = [token.expand(len(patches), -1, -1) for token in first if token is not None]
+    prefix = [token.expand(patches.shape[0], -1, -1) for token in first if token is not None]
     if positions is None:
         x = torch.cat([*prefix, patches], dim=1)
     else:

@@ -97,7 +97,7 @@ class Refine:
         if not looked_at:
             return student.run(student.embed(images))
         embedded = embed_at(student, resized(images, self.side * self.coarse.grid // self.fine), self.coarse.positions)
-        blank = embedded.x.new_zeros(len(images), self.coarse.grid**2, dtype=torch.float32)
+        blank = embedded.x.new_zeros(images.shape[0], self.coarse.grid**2, dtype=torch.float32)
         first = student.run(replace(embedded, answers_only=True).noting(self.name, blank))
         found = first.readouts.get(self.name, {})
         if student.training:
@@ -113,7 +113,7 @@ class Refine:
         if student.tapping:  # a teacher answers as it would, but its features are wanted of every image
             out = student.run(self.refined(student, images, embedded, found))
             out.logits = torch.where(done.unsqueeze(1), first.logits, out.logits)
-        elif len(going) == 0:
+        elif going.shape[0] == 0:
             out = first
         else:
             found = {name: tensor.index_select(0, going) for name, tensor in found.items()}
@@ -139,12 +139,12 @@ class Refine:
         P, g, f = state.num_prefix_tokens, self.coarse.grid, self.fine
         num = num_kept(g * g, self.alpha)
         if num == g * g:
-            every = torch.arange(num, device=images.device).expand(len(images), -1)
+            every = torch.arange(num, device=images.device).expand(images.shape[0], -1)
             return state.with_x(self.with_reuse(state.x, every, children_of(every, g, f).parent, found))
         order = found["attention"].argsort(dim=1, descending=True, stable=True)
         chosen, waiting = order[:, :num], order[:, num:].sort(dim=1).values
         index, parent = children_of(chosen, g, f)
-        prefix = torch.arange(P, device=index.device).expand(len(index), -1)
+        prefix = torch.arange(P, device=index.device).expand(index.shape[0], -1)
         children = state.gather(torch.cat([prefix, index + P], dim=1))
         detailed = self.with_reuse(children.x, chosen, parent, found)
         x = torch.cat([detailed, coarse.gather(waiting + P).x], dim=1)
@@ -206,7 +206,7 @@ def places(index: Tensor, waiting: Tensor, num_prefix_tokens: int, coarse: int, 
         num_prefix_tokens: P.
         coarse, fine: g and f.
     """
-    R, P, F = len(index), num_prefix_tokens, index.shape[1]
+    (R, F), P = index.shape, num_prefix_tokens
     covered, whose = children_of(waiting, coarse, fine)
     going = torch.arange(P, P + F, device=index.device).expand(R, -1)
     place = torch.empty(R, fine * fine, dtype=torch.int64, device=index.device)
