@@ -144,6 +144,7 @@ class CoarseToFine(Strategy[CoarseToFineConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Put the two passes in the place of the single one."""
+        from strategies.backbone import VisionTransformerStudent
         from strategies.component.patch_grid import refuse_patch_drop
         from strategies.dynamic.grids import refuse_other_embedding
         from strategies.dynamic.refinement import CoarsePass, HandOver, Refine, Watch
@@ -153,6 +154,7 @@ class CoarseToFine(Strategy[CoarseToFineConfig]):
         c, network = self.config, facts.student
         coarse = CoarsePass(student.model, self.grid(network), reuse=c.reuse)
         student.extras[self.name] = coarse
+        assert isinstance(student, VisionTransformerStudent), "`claims` refuse other networks"
         student.whole = Refine(self.name, coarse, network.grid, network.image_size, c.alpha, c.threshold)
         if self.choosing:
             for block in range(self.start(network.depth), network.depth):

@@ -151,6 +151,7 @@ class ElasticResolution(Strategy[ElasticResolutionConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Put the passes in the place of the single one, and the choice of patches at its blocks."""
+        from strategies.backbone import VisionTransformerStudent
         from strategies.component.patch_grid import refuse_patch_drop
         from strategies.dynamic.elastic_passes import ElasticPasses, Keep, size_positions
         from strategies.dynamic.grids import refuse_other_embedding
@@ -163,6 +164,7 @@ class ElasticResolution(Strategy[ElasticResolutionConfig]):
         keep = Keep()
         for block in self.blocks(facts.student.depth):
             student.tokens[block] = keep
+        assert isinstance(student, VisionTransformerStudent), "`claims` refuse other networks"
         student.whole = ElasticPasses(
             self.name, sizes, c.keep_rates, (c.size or sizes[-1], c.keep_rate), positions, keep
         )

@@ -43,6 +43,7 @@ class CoarsePass(nn.Module):
             mlp = Mlp(width, 4 * width)
             for layer in (mlp.fc1, mlp.fc2):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
             self.reuse = nn.Sequential(nn.LayerNorm(width, eps=1e-6), mlp).to(like.device, like.dtype)
 
@@ -176,7 +177,7 @@ class Refine:
 class Children(NamedTuple):
     """Where the children of chosen patches are."""
 
-    index: Tensor
+    place: Tensor
     """Places in the fine grid, ascending [R, K·s²]."""
     parent: Tensor
     """Each child's place among the chosen [R, K·s²]."""
