@@ -157,6 +157,8 @@ class Strategy(Generic[C]):
     """`wrap` changes shapes once and for all; a network loaded from a checkpoint already has it (pruning)."""
     late: ClassVar[bool] = False
     """Of those that act once: acts after the others, on what they left (factors of what pruning left)."""
+    copies: ClassVar[bool] = False
+    """`wrap` copies the timm network; it acts before those that change or attach anything but shapes."""
     deployed: ClassVar[bool] = True
     """Its modules belong to the network as deployed; `False` for what only training needs (projectors)."""
     knob: ClassVar[str | None] = None
