@@ -16,10 +16,6 @@ MARKER = "COMMIT.json"
 class ArtifactSource(Protocol):
     """What reads artefacts."""
 
-    def committed(self, name: str) -> bool:
-        """Whether the marker is there (cheap; does not read the files)."""
-        ...
-
     def fetch(self, name: str, files: Collection[str] | None = None) -> Path:
         """Local read-only folder with the artefact's files, every digest verified; with `files`, only these need to
         be there and are verified (the results of a stage without its weights). Files the artefact lacks are no error.
@@ -37,6 +33,10 @@ class ArtifactStore(ArtifactSource, Protocol):
     def commit(self, name: str, folder: Path) -> None:
         """Move the files of a local folder into the store and write the marker last. A second commit of the same
         name with the same content is a no-op; with other content it raises `FileExistsError`."""
+        ...
+
+    def committed(self, name: str) -> bool:
+        """Whether the marker is there (cheap; does not read the files)."""
         ...
 
     def names(self, prefix: str) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Cut timm networks: tensors get smaller, modules learn their new sizes, whole blocks leave. Nothing is masked.
 
-Every tensor of a network is described by what its dimensions count (`vit_axes`). From this one table follows what has to
-be cut together, what a group's importance sums over, and how an optimiser's averages are cut along with the weights.
+Every tensor of a network is described by what its dimensions count (`vit_axes`). From this one table follows what has
+to be cut together, what a group's importance sums over, and how an optimiser's averages are cut along with the weights.
 
 Shapes: D width, H heads, E head width, M MLP channels.
 """

@@ -213,8 +213,9 @@ class TrainStages:
         if spec.teacher is None and any(one.stage in later for one in chosen.everyone):
             return [], axes  # the default teachers themselves learn alone, and so do the stages before them
         taught_by = [self._teacher(i, one, data, manifest, choice) for one in chosen.everyone]
-        if chosen.stored is not None and taught_by[0][0] is not None:
-            taught_by[0] = self._stored(*taught_by[0], chosen.stored, spec.training, data)
+        first, made_by = taught_by[0]
+        if chosen.stored is not None and first is not None:
+            taught_by[0] = self._stored(first, made_by, chosen.stored, spec.training, data)
         return taught_by, axes
 
     def _stored(

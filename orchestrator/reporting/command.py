@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.storage import ArtifactSource, ArtifactStore
+from cluster.storage import ArtifactStore
 from orchestrator.errors import UsageError
 from orchestrator.planning.plan import Plan
 from orchestrator.reporting import figure, record, report, table
@@ -149,7 +149,7 @@ def _answers(
 
 
 def write_report(
-    comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactSource, out: Path | None = None
+    comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactStore, out: Path | None = None
 ) -> Path:
     """Write the HTML report, by default to `reports/<experiment>.html`.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import JsonValue
 
-from cluster.storage import ArtifactSource
+from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Combination, Plan
 from orchestrator.reporting import conditions
 from orchestrator.reporting.cells import Letters, make_cell, mark_best
@@ -43,7 +43,7 @@ Values = dict[str, dict[int, MetricRow]]
 
 def compare(
     plan: Plan,
-    store: ArtifactSource,
+    store: ArtifactStore,
     *,
     cost: str = "macs",
     quality: str = "top1",

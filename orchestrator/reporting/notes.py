@@ -84,8 +84,9 @@ def _different_conditions(comparison: Comparison, again: _Again) -> Iterable[str
 
 def _unreliable(comparison: Comparison, again: _Again) -> Iterable[str]:
     """One note, however many values; each value's own reason is in the report and in JSON."""
-    doubts = {(r.name, key): cell.unreliable for r in comparison.rows for key, cell in r.cells.items()}
-    doubts = {where: reason for where, reason in doubts.items() if reason}
+    doubts = {
+        (r.name, key): reason for r in comparison.rows for key, cell in r.cells.items() if (reason := cell.unreliable)
+    }
     if not doubts:
         return
     names, keys = ({where[i]: None for where in doubts} for i in range(2))

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from cluster.storage import ArtifactSource
+from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Plan
 from orchestrator.reporting import report_data, sections
 from orchestrator.reporting.comparison import Comparison
@@ -29,7 +29,7 @@ _SCRIPTS = (
 """In this order; together they are one script."""
 
 
-def html(comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactSource) -> str:
+def html(comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactStore) -> str:
     """The report as text; the same input gives the same bytes.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.storage import ArtifactSource
+from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Plan, TrainStage
 from orchestrator.reporting.comparison import Cell, Column, Comparison, CurvePoint, PublishedPoint, Row, StageCost
 from orchestrator.reporting.front import Fronts
@@ -32,7 +32,7 @@ _WORST = 30
 _QUALITIES = ("top1", "top5")
 
 
-def data(comparison: Comparison, plan: Plan, store: ArtifactSource) -> dict[str, Any]:
+def data(comparison: Comparison, plan: Plan, store: ArtifactStore) -> dict[str, Any]:
     """Everything that the scripts read.
 
     Raises:
@@ -187,7 +187,7 @@ def _stages(comparison: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-def _training(plan: Plan, store: ArtifactSource) -> Iterable[dict[str, Any]]:
+def _training(plan: Plan, store: ArtifactStore) -> Iterable[dict[str, Any]]:
     several = len({c.seed for c in plan.combinations}) > 1
     for stage in plan.walk():
         folder = stage_folder(store, stage.digest, HISTORY) if isinstance(stage, TrainStage) else None
@@ -202,7 +202,7 @@ def _training(plan: Plan, store: ArtifactSource) -> Iterable[dict[str, Any]]:
             yield {"label": escape(label), "values": values}
 
 
-def _evaluations(plan: Plan, store: ArtifactSource) -> Iterable[dict[str, Any]]:
+def _evaluations(plan: Plan, store: ArtifactStore) -> Iterable[dict[str, Any]]:
     """Outcomes of each combination's last stage; counts of all seeds are added up."""
     found: dict[str, list[tuple[int, Outcomes]]] = {}
     for combination in plan.combinations:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from cluster.storage import ArtifactSource
+from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Combination, MeasureStage, Plan
 from orchestrator.reporting.stored import POINTS, RESULT, ROWS, read_points, read_result, read_rows, stage_folder
 from orchestrator.reporting.training_cost import training_rows
@@ -40,7 +40,7 @@ class Results:
         return digest in self.rows or digest in self.train
 
 
-def read_results(plan: Plan, store: ArtifactSource) -> Results:
+def read_results(plan: Plan, store: ArtifactStore) -> Results:
     """Read the results of all finished stages; weights are neither read nor verified.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.storage import ArtifactSource
+from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError
 from orchestrator.training.outcomes import Outcomes
 from specs.metrics import MetricRow, OperatingPoint
@@ -31,7 +31,7 @@ ROWS, POINTS, RESULT = "rows.json", "points.json", "result.json"
 HISTORY, OUTCOMES = "history.jsonl", "evaluation.json"
 
 
-def stage_folder(store: ArtifactSource, digest: str, *files: str) -> Path | None:
+def stage_folder(store: ArtifactStore, digest: str, *files: str) -> Path | None:
     """Local folder of a finished stage; `None` if it is not finished.
 
     Args:
