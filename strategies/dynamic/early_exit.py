@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt
 
 from specs.strategy import StrategyConfig
-from strategies.api import DEPTH, EXITS, TEACHER_LOGITS, Claim, Claims, OptionError, Strategy, at_blocks
+from strategies.api import DENSE, DEPTH, EXITS, GRID, TEACHER_LOGITS, Claim, Claims, OptionError, Strategy, at_blocks
 from strategies.blocks import quarters
 from strategies.facts import Facts
 
@@ -27,8 +27,10 @@ class EarlyExitConfig(StrategyConfig):
     """Blocks with an exit after them, counted from 0; `null` = after a quarter, half and three quarters of the
     network."""
 
-    head: Literal["linear"] = "linear"
-    """`linear`: LayerNorm and a linear layer on the class token (on the mean patch where there is none)."""
+    head: Literal["linear", "conv_attention"] = "linear"
+    """`linear`: LayerNorm and a linear layer on the class token (on the mean patch where there is none).
+    `conv_attention` reads the patches too: exits in the first half of the network through a depth-wise convolution,
+    those behind it through attention between means of 2 × 2 patches."""
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
     """An image leaves where the largest softmax probability exceeds this; 1 = no image leaves early."""
@@ -51,6 +53,7 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         {"blocks": [1]},
         {"blocks": [0, 2], "threshold": 0.15, "distill": "last"},
         {"blocks": [1, 2], "threshold": 0.15, "distill": "teacher"},
+        {"blocks": [0, 2], "head": "conv_attention", "threshold": 0.15},
     )
     knob = "threshold"
     Config = EarlyExitConfig
@@ -79,11 +82,16 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         return tuple(sorted(set(blocks)))
 
     def claims(self, facts: Facts) -> Claims:
-        """Own the depth seam at the exits, and offer what they say; need the teacher's logits only to imitate them."""
-        imitates = self.config.distill == "teacher"
+        """Own the depth seam at the exits, and offer what they say; need the teacher's logits only to imitate them, and
+        the whole grid only to read it."""
+        blocks = self.exits(facts.student.depth)
+        needs = frozenset({Claim(TEACHER_LOGITS)} if self.config.distill == "teacher" else ())
+        if self.config.head == "conv_attention":
+            around = {b + after for b in blocks for after in (0, 1)}  # whole as they enter the block and leave it
+            needs |= at_blocks(GRID, around) | at_blocks(DENSE, around)
         return Claims(
-            owns=at_blocks(DEPTH, self.exits(facts.student.depth)),
-            needs=frozenset({Claim(TEACHER_LOGITS)} if imitates else ()),
+            owns=at_blocks(DEPTH, blocks),
+            needs=needs,
             offers=frozenset({Claim(EXITS)}),
         )
 
@@ -95,13 +103,21 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         """Put a head at each exit."""
         from torch import nn
 
+        from strategies.component.patch_grid import refuse_patch_drop
+        from strategies.dynamic.exit_grid_head import grid_exit
         from strategies.dynamic.exit_head import LinearExit
 
-        self.blocks = self.exits(facts.student.depth)
-        heads = {block: LinearExit(student.model, self.config.threshold) for block in self.blocks}
+        depth, threshold = facts.student.depth, self.config.threshold
+        self.blocks = self.exits(depth)
+        heads: dict[int, LinearExit] = {}
+        if self.config.head == "conv_attention":
+            refuse_patch_drop(self.name, student.model)
+            for block in self.blocks:
+                heads[block] = grid_exit(student.model, threshold, shallow=2 * (block + 1) <= depth)
+        else:
+            heads = {block: LinearExit(student.model, threshold) for block in self.blocks}
         student.extras[self.name] = nn.ModuleDict({str(block): head for block, head in heads.items()})
         student.depth.update(heads)
-        depth = facts.student.depth
         self.share = depth / (depth + sum(block + 1 for block in self.blocks))
 
     def losses(self, out: Output, teacher: Output | None, target: Tensor) -> dict[str, Tensor]:

@@ -36,8 +36,13 @@ class LinearExit(nn.Module):
 
     def forward(self, state: State) -> tuple[Tensor, Tensor]:
         """Logits [R, C], and which images are confident enough to leave [R] (bool)."""
-        logits = self.fc(self.norm(state.prefix(0) if self.on_class_token else state.mean_patch()))
+        logits = self.fc(self.summary(state))
         return logits, confidence(logits) > self.threshold
+
+    def summary(self, state: State) -> Tensor:
+        """What the classifier reads [R, D]."""
+        found: Tensor = self.norm(state.prefix(0) if self.on_class_token else state.mean_patch())
+        return found
 
 
 def confidence(logits: Tensor) -> Tensor:

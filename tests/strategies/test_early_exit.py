@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from strategies.api import OptionError
+from strategies.claims import conflicts
 from strategies.compose import teacher_of
 from strategies.dynamic.exit_head import confidence
 from strategies.losses import total_loss
@@ -184,3 +185,54 @@ def test_a_teacher_with_exits_hands_out_features_of_all_images() -> None:
     assert {block: len(tokens) for block, tokens in out.features.items()} == {1: len(x), 3: len(x)}
     torch.testing.assert_close(out.logits, expected.logits)
     assert torch.equal(out.exit_block, expected.exit_block)
+
+
+@pytest.mark.parametrize("variant", ["plain", "average_pool", "registers"])
+def test_heads_on_the_grid_equal_their_definition(variant: str) -> None:
+    """By loops over patches, neighbours, squares and heads."""
+    network = network_with_exits(variant, blocks=[1, 2], head="conv_attention").train()
+    P, D, E = network.model.num_prefix_tokens, 48, 16
+    seen: dict[int, Tensor] = {}
+    for block, head in network.extras["early_exit"].items():
+        head.norm.register_forward_hook(lambda _, args, y, block=int(block): seen.update({block: y.detach()}))
+    with torch.no_grad():
+        exits = network(images(2)).exits
+    gelu, heads = torch.nn.functional.gelu, network.extras["early_exit"]
+
+    def classified(head: Any, x: Tensor, pooled: Tensor) -> Tensor:
+        return head.fc(pooled + x[0] if network.model.cls_token is not None else pooled)
+
+    for i in range(2):
+        x, head = seen[1][i], heads["1"]
+        first = gelu(head.patches.into(x[P:])).detach()
+        outputs = []
+        for row in range(8):
+            for column in range(8):
+                total = head.patches.around.bias.detach().clone()
+                for dy in (-1, 0, 1):
+                    for dx in (-1, 0, 1):
+                        if 0 <= row + dy < 8 and 0 <= column + dx < 8:
+                            neighbour = first[8 * (row + dy) + column + dx]
+                            total += head.patches.around.weight[:, 0, dy + 1, dx + 1].detach() * neighbour
+                outputs.append(x[P + 8 * row + column] + head.patches.out(gelu(total)))
+        expected = classified(head, x, sum(outputs) / 64)
+        torch.testing.assert_close(exits[1][i], expected, atol=1e-4, rtol=1e-4)
+
+        x, head = seen[2][i], heads["2"]
+        at = [P + 16 * r + 2 * c for r in range(4) for c in range(4)]
+        squares = torch.stack([(x[p] + x[p + 1] + x[p + 8] + x[p + 9]) / 4 for p in at])
+        q, k, v = head.patches.qkv(squares).split(D, dim=1)
+        parts = []
+        for h in range(3):
+            one = slice(E * h, E * (h + 1))
+            parts.append((q[:, one] @ k[:, one].T / 4).softmax(-1) @ v[:, one])
+        expected = classified(head, x, head.patches.proj(torch.cat(parts, dim=1)).mean(0))
+        torch.testing.assert_close(exits[2][i], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_heads_on_the_grid_refuse_what_breaks_the_grid() -> None:
+    exits = strategy("early_exit", {"blocks": [1], "head": "conv_attention"})
+    for blocks, fits in (([2, 3], True), ([1], False), ([0], False)):
+        reasons = conflicts([exits, strategy("token_merging", {"r": 8, "blocks": blocks})], facts_for(toy()))
+        assert (not reasons) == fits
+        assert all("the whole patch grid" in reason and "Way out" in reason for reason in reasons)
