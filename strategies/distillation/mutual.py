@@ -36,7 +36,7 @@ class MutualConfig(StrategyConfig):
 class Mutual(Strategy[MutualConfig]):
     """Every student k of K: loss = CE(k, label) + weight · mean over the others l of T²·KL(l ‖ k).
 
-    Zhang et al. 2018, arXiv:1706.00384, equations 4 to 8. There is no teacher: all students start untrained, differ
+    Zhang et al. 2018, arXiv:1706.00384. There is no teacher: all students start untrained, differ
     in how they were initialised, and see the same images. In its own loss each takes the others' answers as given.
 
     The peers are copies of the first student's network (pruned alike) whose weights are drawn anew: every weight from a

@@ -16,7 +16,7 @@ from strategies.distillation.logits import soft_distillation
 
 
 def divergence_from_others(logits: Sequence[Tensor], k: int, temperature: float) -> Tensor:
-    """Mean over l ≠ k of T²·KL(softmax(z_l/T) ‖ softmax(z_k/T)), averaged over images (arXiv:1706.00384, equation 8).
+    """Mean over l ≠ k of T²·KL(softmax(z_l/T) ‖ softmax(z_k/T)), averaged over images (arXiv:1706.00384).
 
     Args:
         logits: of all students [B, C].
