@@ -76,6 +76,8 @@ def facts_from(network: Any, model: str) -> ModelFacts:
     if reason is not None:
         stages = network.feature_info if hasattr(network, "forward_intermediates") else []
         widths = tuple(s["num_chs"] for s in stages) if isinstance(stages, list) else tuple(stages.channels())
+        # A Vision Transformer of other blocks has no table of widths: the catalog knows it without building it.
+        axes = {} if isinstance(network, VisionTransformer) else inner_axes(network)
         return ModelFacts(
             **common,
             family="other",
@@ -83,7 +85,7 @@ def facts_from(network: Any, model: str) -> ModelFacts:
             why_not_vit=reason,
             embed_dim=network.num_features,
             can_prune=False,
-            num_inner_widths=len({axis for dims in inner_axes(network).values() for axis in dims.values()}),
+            num_inner_widths=len({axis for dims in axes.values() for axis in dims.values()}),
             tap_widths=widths,
         )
     block = network.blocks[0]

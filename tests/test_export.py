@@ -45,7 +45,7 @@ def artefact(folder: Path, *options: dict) -> Path:
     strategies: list[Strategy] = [strategy_of(o) for o in options]
     facts = facts_of(MODEL)
     student = compose(build_model(MODEL), strategies, Facts(facts, teacher=facts))
-    save_network(folder, student, MODEL, [s.config for s in strategies], 10, facts)
+    save_network(folder, student, MODEL, [s.config for s in strategies], 10, [facts])
     return folder
 
 

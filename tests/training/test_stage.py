@@ -209,7 +209,6 @@ def test_fp16_without_a_gpu(make_stage, run):
         ({"args": {"img_size": 35}}, SpecError, "takes images of 35 px"),
         ({"student": NetworkSource(checkpoint="/nowhere/x.safetensors")}, StoreError, "no checkpoint at /nowhere"),
         ({"student": NetworkSource(stage="0" * 64)}, StoreError, "earlier stage cannot be used"),
-        ({"augmentation": {"auto_augment": "rubbish"}}, SpecError, "does not understand `rubbish`"),
         ({"batch_size": 15, "augmentation": {"mixup": 1.0}}, SpecError, "15 is odd"),
     ],
 )
