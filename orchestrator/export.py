@@ -161,7 +161,7 @@ def export_network(artefact: Path, data: DataSpec, output_format: str, out: Path
         raise UsageError(f"{out} exists already; name another folder with `--out`, or remove it")
     network = load_deployed(artefact).network
     images = validation_images(data, NUM_IMAGES)
-    if output_format != "safetensors" and static_macs(network, tuple(images.shape[1:])) is None:  # type: ignore[arg-type]
+    if output_format != "safetensors" and static_macs(network, tuple(images.shape[1:])) is None:  # type: ignore[arg-type]  # three sizes
         raise UsageError(
             f"`{output_format}` cannot hold this network: which part of it runs depends on the image, and a traced "
             "file holds one path. Export it as safetensors, or train it without the strategy that decides (exits)."

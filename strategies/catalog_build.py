@@ -120,11 +120,11 @@ def recorded_arguments() -> Iterator[dict[str, Any]]:
         record.update(kwargs)
         original(self, *args, **kwargs)
 
-    VisionTransformer.__init__ = recording  # type: ignore[method-assign]
+    VisionTransformer.__init__ = recording  # type: ignore[method-assign]  # for a moment
     try:
         yield record
     finally:
-        VisionTransformer.__init__ = original  # type: ignore[method-assign]
+        VisionTransformer.__init__ = original  # type: ignore[method-assign]  # as it was
 
 
 def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _chains(block: nn.Module) -> Iterator[Chain]:
         yield "fc1", ("dwconv",), "fc2"
     elif kind is BasicBlock and _single(block, "bn1"):
         yield "conv1", ("bn1",), "conv2"
-    elif kind is Bottleneck and _single(block, "bn1", "bn2") and block.conv2.groups == 1:  # type: ignore[union-attr]
+    elif kind is Bottleneck and _single(block, "bn1", "bn2") and block.conv2.groups == 1:  # type: ignore[union-attr]  # a convolution
         yield "conv1", ("bn1",), "conv2"
         yield "conv2", ("bn2",), "conv3"
 

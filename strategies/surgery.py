@@ -182,7 +182,7 @@ def _tell_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.num_features = module.weight.shape[0]
     elif hasattr(module, "normalized_shape"):
-        module.normalized_shape = tuple(module.weight.shape)  # type: ignore[union-attr,arg-type,assignment]
+        module.normalized_shape = tuple(module.weight.shape)  # type: ignore[union-attr,arg-type,assignment]  # LayerNorm
 
 
 def _tell_width(model: Any, width: int) -> None:

@@ -34,7 +34,7 @@ class StopOnSignal:
     ) -> None:
         """Put the handlers from before back."""
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what `signal` gave
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._stop.is_set():

@@ -208,7 +208,7 @@ def unfused(network: nn.Module) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module in switched:
-            module.fused_attn = True  # type: ignore[assignment]
+            module.fused_attn = True  # type: ignore[assignment]  # as above
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def _turns(network: Network, batches: Sequence[Tensor]) -> Iterator[Callable[[],
     """Calls of the network, one batch after the other, without end."""
     while True:
         for batch in batches:
-            yield lambda batch=batch: network(batch)  # type: ignore[misc]
+            yield lambda batch=batch: network(batch)  # type: ignore[misc]  # bound now
 
 
 def _timed(
