@@ -44,8 +44,6 @@ class Look:
     """[R, H, N, E], after the key norm."""
     class_attention: Tensor | None = None
     """How the class token attends to every token [R, H, N]; sums to 1 over the tokens."""
-    value_norms: Tensor | None = None
-    """Euclidean length of every value [R, H, N]."""
     projections: Tensor | None = None
     """Queries, keys and values [3, R, H, N, E]."""
 
@@ -168,6 +166,5 @@ def _look(
     return Look(
         keys=k if "keys" in want else None,
         class_attention=class_attention,
-        value_norms=v.norm(dim=-1) if "value_norms" in want else None,
         projections=torch.stack([q, k, v]) if "projections" in want else None,
     )

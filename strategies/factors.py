@@ -100,11 +100,6 @@ def rank_for(weight: Tensor, energy: float) -> int:
     return min(int((share < energy).sum()) + 1, len(squares))
 
 
-def saves(rank: int, num_inputs: int, num_outputs: int) -> bool:
-    """Whether factors take fewer products than the matrix: r·(m + n) < m·n."""
-    return rank * (num_inputs + num_outputs) < num_inputs * num_outputs
-
-
 def factorise(model: nn.Module, name: str, rank: int) -> None:
     """Put the best factors of this rank in the place of a linear layer (in either form).
 

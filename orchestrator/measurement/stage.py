@@ -22,6 +22,7 @@ from orchestrator.measurement.operating import Accuracy, measure_points
 from orchestrator.measurement.trained import rows_of
 from orchestrator.measurement.training_memory import Training
 from orchestrator.planning.plan import MeasureStage, TrainStage
+from orchestrator.planning.validation_set import validation_set
 from orchestrator.training.checkpoint import DESCRIPTION
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
 from orchestrator.training.outcomes import Outcomes
@@ -68,7 +69,7 @@ def run_measure_stage(stage: MeasureStage, context: WorkerContext, io: StageIO) 
         baseline=None if baseline is None else Recipe(model=baseline),
         no_baseline=no_baseline,
         images=images,
-        images_are=f"{len(images)} validation images",
+        images_are=f"{len(images)} validation images of {validation_set(stage)}",
         settings=settings,
         training=Training(trained, io.store, result_of_training["environment"]["workers"]),
     )

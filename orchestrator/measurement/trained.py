@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from orchestrator.measurement.samples import thinned
 from orchestrator.planning.plan import TrainStage
+from orchestrator.planning.validation_set import validation_set
 from orchestrator.training.outcomes import Outcomes
 from specs.metrics import MetricRow, row
 
@@ -58,7 +59,7 @@ def _accuracies(stage: TrainStage, metrics: Mapping[str, float], outcomes: Outco
 def evaluation_conditions(stage: TrainStage) -> dict[str, JsonValue]:
     """What accuracies are taken under."""
     return {
-        "images": "all validation images",
+        "images": f"all validation images of {validation_set(stage)}",
         "input_size": stage.data.image_size,
         "precision": stage.training.precision,
     }

@@ -11,7 +11,7 @@ FORMAT = 1
 """Raised when the parts of a digest change their meaning."""
 TRAINING_VERSION = 2
 """Raised whenever the training loop gives other numbers from the same stage; part of every training stage's digest."""
-MEASUREMENT_VERSION = 2
+MEASUREMENT_VERSION = 3
 """Raised whenever measuring gives other numbers; part of every measurement's digest."""
 
 

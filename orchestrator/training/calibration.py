@@ -18,6 +18,7 @@ def gradients_over(
     batches: Iterable[tuple[Any, ...]],
     loss_of: Callable[..., Tensor],
     group: WorkerGroup,
+    scale: float = 1.0,
 ) -> Gradients:
     """Mean gradients, and mean squared gradients of micro-batches, over all workers, at timm's parameters; 0 where
     nothing is trained.
@@ -26,6 +27,8 @@ def gradients_over(
         student: in training mode; running statistics end as they began.
         batches: micro-batches of this worker, at least one; as many on each worker.
         loss_of: micro-batch → its mean loss.
+        scale: factor of the loss on the way back, taken out of the gradients again; without one, small gradients are
+            lost in float16.
     """
     named = dict(student.model.named_parameters())
     trained = [name for name, p in named.items() if p.requires_grad]
@@ -34,11 +37,12 @@ def gradients_over(
     square = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in named.items()}
     num_batches = 0
     for batch in batches:
-        found = torch.autograd.grad(loss_of(*batch), [named[name] for name in trained], allow_unused=True)
+        found = torch.autograd.grad(loss_of(*batch) * scale, [named[name] for name in trained], allow_unused=True)
         for name, gradient in zip(trained, found, strict=True):
             if gradient is not None:
-                mean[name] += gradient.float()
-                square[name] += gradient.float().square()
+                unscaled = gradient.float() / scale
+                mean[name] += unscaled
+                square[name] += unscaled.square()
         num_batches += 1
     with torch.no_grad():
         for buffer, before in buffers:

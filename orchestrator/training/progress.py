@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError
+from orchestrator.training.average import WeightAverage
 from orchestrator.training.checkpoint import plain_tensors, read_json, read_tensors
 from strategies.backbone import Student
 from strategies.shapes import Shapes
@@ -56,7 +56,7 @@ class Trainable:
     student: Student
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
+    ema: WeightAverage | None
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them, by a name that says whose they are."""

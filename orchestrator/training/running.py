@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from timm.scheduler.scheduler import Scheduler
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from orchestrator.planning.plan import TrainStage
+from orchestrator.training.average import WeightAverage
 from orchestrator.training.distributed import WorkerGroup
 from orchestrator.training.network import Networks, recomposed
 from orchestrator.training.optimizer import make_optimizer, make_schedule
@@ -54,7 +54,7 @@ class Running:
         training = self.stage.training
         self.student, self.strategies = student, strategies
         self.optimizer = make_optimizer(student, training.optimizer)
-        self.ema = ModelEmaV3(student, decay=training.ema) if training.ema is not None else None
+        self.ema = WeightAverage(student, decay=training.ema) if training.ema is not None else None
         self.schedule: Scheduler | None = None
         if self.steps_per_epoch * training.epochs:
             self.schedule = make_schedule(self.optimizer, training, self.steps_per_epoch)

@@ -53,6 +53,7 @@ class WeightSharing(Strategy[WeightSharingConfig]):
     """
 
     kind = "component"
+    version = 2
     paper = "Zhang et al. 2022, arXiv:2204.07154"
     neutral: ClassVar = {"group": 1}
     examples = ({}, {"group": 3, "transform": False}, {"group": 2, "blocks": [1, 2, 3]})

@@ -49,7 +49,7 @@ def train_stage(*options: dict, epochs: int = 0) -> TrainStage:
     return TrainStage(
         digest="a" * 64,
         label="student",
-        digest_parts={},
+        digest_parts={"data": {"manifest": "0" * 64}},
         parents=(),
         student=NetworkSource(model=MODEL),
         teacher=None,
@@ -68,7 +68,7 @@ def measure_stage(**spec: object) -> MeasureStage:
     return MeasureStage(
         digest="b" * 64,
         label="measure",
-        digest_parts={},
+        digest_parts={"data": {"manifest": "0" * 64}},
         parents=("a" * 64,),
         measurement=measurement,
         data=DATA,

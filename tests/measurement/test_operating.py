@@ -36,7 +36,7 @@ def trained(tmp_path: Path, *options: dict[str, Any], **training: Any) -> LocalS
     stage = TrainStage(
         digest=TRAINED,
         label="student",
-        digest_parts={},
+        digest_parts={"data": {"manifest": "0" * 64}},
         parents=(),
         student=NetworkSource(model=MODEL),
         teacher=None,
@@ -55,7 +55,7 @@ def measure_stage(points: dict[str, list[float]], **spec: Any) -> MeasureStage:
     return MeasureStage(
         digest=MEASURED,
         label="measure",
-        digest_parts={},
+        digest_parts={"data": {"manifest": "0" * 64}},
         parents=(TRAINED,),
         measurement=MeasurementSpec(**conditions),
         data=DATA,
@@ -143,6 +143,26 @@ def test_an_exit_threshold_moves_who_leaves(tmp_path: Path) -> None:
     assert bold["macs"].value < never["macs"].value  # type: ignore[operator]
     assert never["throughput_ratio"].value is None
     assert "null" in str(never["throughput_ratio"].reason)
+
+
+def test_a_setting_that_training_found_is_on_the_curve(tmp_path: Path) -> None:
+    store = trained(tmp_path, {"name": "early_exit", "blocks": [0], "target_macs": 0.7})
+    artefact = store.fetch(f"stages/{TRAINED}")
+    result = json.loads((artefact / "result.json").read_text())
+    threshold, top1 = result["metrics"]["early_exit.threshold"], result["metrics"]["val_top1"]
+    assert 0 < threshold < 1
+    stage = measure_stage({"early_exit.threshold": [0.0, 1.0]}, baseline=None, batch_sizes=[4], images=70)
+    run_measure_stage(stage, WorkerContext(), StageIO(store, tmp_path / "measure"))
+    folder = store.fetch(f"stages/{MEASURED}")
+    points = read_points(folder)
+    assert [(p.setting, p.trained) for p in points] == [(0, False), (threshold, True), (1, False)]
+    bold, own, never = (by_name(p.rows) for p in points)
+    assert own["top1"].value == top1
+    assert own["macs"] == by_name([r for r in read_rows(folder) if r.name == "macs"])["macs"]
+    # On all validation images, what is measured is what training promised; the exit's own head costs 48 · 10.
+    whole = never["macs"].value - 48 * 10  # type: ignore[operator]
+    assert own["macs"].value / whole == pytest.approx(result["targets"]["early_exit"]["expected_macs"])  # type: ignore[operator]
+    assert bold["macs"].value < own["macs"].value <= 0.7 * whole  # type: ignore[operator]
 
 
 def test_a_setting_whose_answers_are_no_numbers_says_so(tmp_path: Path) -> None:

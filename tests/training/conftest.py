@@ -48,7 +48,7 @@ def make_stage() -> MakeStage:
         training = TrainingSpec.model_validate({"epochs": 1, "batch_size": 16, **options})
         fields: dict[str, Any] = {
             "label": "student",
-            "digest_parts": {},
+            "digest_parts": {"data": {"manifest": "0" * 64}},
             "parents": (),
             "student": NetworkSource(model=model),
             "teacher": None,
