@@ -28,17 +28,21 @@ def make_cell(by_seed: Mapping[int, MetricRow], letters: Letters, detail: str, g
     taken = {seed: r for seed, r in by_seed.items() if r.value is not None}
     if not taken:
         reasons = dict.fromkeys(r.reason for r in by_seed.values() if r.reason)
-        return Cell.model_construct(value=None, reason="; ".join(reasons) or detail or NOT_TAKEN)
+        return Cell(value=None, reason="; ".join(reasons) or detail or NOT_TAKEN)
     trusted = {seed: r for seed, r in taken.items() if not r.unreliable} or taken
     digests = {seed: groups.of(r)[0] for seed, r in trusted.items()}
     kept = conditions.most_common(digests.values())
     values = {s: float(r.value) for s, r in trusted.items() if digests[s] == kept and r.value is not None}
-    left_out = [f"seed {s} was taken under conditions {letters.get(d, '?')}" for s, d in digests.items() if d != kept]
-    left_out += [f"seed {s} is unreliable: {r.unreliable}" for s, r in taken.items() if s not in trusted]
-    left_out += [f"seed {s}: {r.reason}" for s, r in by_seed.items() if r.value is None and r.reason]
+    left_out: list[str] = []
+    if len(values) < len(by_seed):
+        left_out += [
+            f"seed {s} was taken under conditions {letters.get(d, '?')}" for s, d in digests.items() if d != kept
+        ]
+        left_out += [f"seed {s} is unreliable: {r.unreliable}" for s, r in taken.items() if s not in trusted]
+        left_out += [f"seed {s}: {r.reason}" for s, r in by_seed.items() if r.value is None and r.reason]
     doubts = dict.fromkeys(doubt for s in values if (doubt := trusted[s].unreliable))
     mean, std = mean_and_std(list(values.values()))
-    return Cell.model_construct(
+    return Cell(
         value=mean,
         std=std,
         num_seeds=len(values),
@@ -65,16 +69,17 @@ def mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
     but where all are equal none is best. Unreliable values do not take part."""
     marked = [dict(r.cells) for r in rows]
     for column in columns:
-        rivals: dict[str | None, list[float]] = defaultdict(list)
-        for r in rows:
-            cell = r.cells[column.key]
-            if cell.value is not None and usable(cell):
-                rivals[cell.group].append(cell.value)
         if column.direction == "none":
             continue
-        best = {g: (max if column.direction == "higher" else min)(v) for g, v in rivals.items() if min(v) < max(v)}
+        rivals: dict[str | None, list[tuple[float, dict[str, Cell]]]] = defaultdict(list)
         for cells in marked:
             cell = cells[column.key]
-            if usable(cell) and best.get(cell.group) == cell.value:
-                cells[column.key] = cell.model_copy(update={"best": True})
+            if cell.value is not None and usable(cell):
+                rivals[cell.group].append((cell.value, cells))
+        for alike in rivals.values():
+            values = {value for value, _ in alike}
+            best = max(values) if column.direction == "higher" else min(values)
+            for value, cells in alike:
+                if len(values) > 1 and value == best:
+                    cells[column.key] = cells[column.key].model_copy(update={"best": True})
     return [r.model_copy(update={"cells": cells}) for r, cells in zip(rows, marked, strict=True)]

@@ -151,13 +151,14 @@ def _answers(
 def write_report(
     comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactStore, out: Path | None = None
 ) -> Path:
-    """Write the HTML report, by default to `reports/<experiment>.html`.
+    """Write the HTML report, by default to `reports/<experiment>.html`; one that was made from the same stays.
 
     Raises:
         UsageError: if the file cannot be written.
     """
     path = (out or Path("reports") / f"{plan.experiment}.html").absolute()
-    _write(path, report.html(comparison, plan, experiment, store))
+    if not report.is_current(path, comparison, experiment):
+        _write(path, report.html(comparison, plan, experiment, store))
     return path
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from pydantic import JsonValue
@@ -50,19 +49,19 @@ class Groups:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], tuple[str, Conditions]] = {}
-        self._of_row: dict[int, tuple[MetricRow, tuple[str, Conditions]]] = {}
+        self._latest: dict[str, tuple[Conditions, tuple[str, Conditions]]] = {}
 
     def of(self, row: MetricRow) -> tuple[str, Conditions]:
         """Digest and content of what this row's metric depends on."""
-        seen = self._of_row.get(id(row))  # the row is kept beside it, so that nobody else gets its id
-        if seen is not None:
-            return seen[1]
+        latest = self._latest.get(row.name)
+        if latest is not None and latest[0] == row.conditions:  # the usual case, ten times as fast as the key below
+            return latest[1]
         key = (row.name, repr(row.conditions))
         found = self._known.get(key)
         if found is None:
             needed = relevant(row.name, row.conditions)
             found = self._known[key] = (digest(needed), needed)
-        self._of_row[id(row)] = (row, found)
+        self._latest[row.name] = (row.conditions, found)
         return found
 
 
@@ -79,7 +78,8 @@ def digest(conditions: Mapping[str, JsonValue]) -> str:
 
 def most_common(digests: Iterable[str]) -> str:
     """The digest that occurs most often; of equally frequent ones, the first."""
-    return Counter(digests).most_common(1)[0][0]
+    found = list(digests)
+    return max(dict.fromkeys(found), key=found.count)
 
 
 def differences(groups: Mapping[str, Conditions]) -> dict[str, dict[str, JsonValue]]:

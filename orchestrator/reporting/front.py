@@ -80,17 +80,9 @@ class Fronts:
     """The fronts of a comparison in any two columns, for a report that offers all of them."""
 
     def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
         self._names = np.array([r.name for r in comparison.rows], dtype=object)
         self._columns: dict[str, tuple[Floats, NDArray[np.int64]]] = {}
-        for column in comparison.columns:
-            sign = -1.0 if column.direction == "lower" else 1.0
-            letters = {letter: i for i, letter in enumerate(column.groups)}
-            values, groups = np.full(len(comparison.rows), np.nan), np.full(len(comparison.rows), -1)
-            for i, r in enumerate(comparison.rows):
-                cell = r.cells[column.key]
-                if cell.value is not None and usable(cell):
-                    values[i], groups[i] = sign * cell.value, letters.get(cell.group or "", -1)
-            self._columns[column.key] = (values, groups)
 
     def __call__(self, quality: str, cost: str) -> frozenset[str]:
         """Names of the combinations that are Pareto-optimal in two columns, each among those measured alike.
@@ -98,13 +90,27 @@ class Fronts:
         Raises:
             KeyError: if there is no such column.
         """
-        (q, q_groups), (c, c_groups) = self._columns[quality], self._columns[cost]
+        (q, q_groups), (c, c_groups) = self._read(quality), self._read(cost)
         both = ~(np.isnan(q) | np.isnan(c))
         optimal: set[str] = set()
         for groups in np.unique(np.stack([q_groups[both], c_groups[both]], axis=1), axis=0):
             alike = np.flatnonzero(both & (q_groups == groups[0]) & (c_groups == groups[1]))
             optimal.update(self._names[alike[on_front(q[alike], -c[alike])]])
         return frozenset(optimal)
+
+    def _read(self, key: str) -> tuple[Floats, NDArray[np.int64]]:
+        """Values of a column, turned so that more is better, and the conditions of each; NaN where none is usable."""
+        if key not in self._columns:
+            column, rows = self._comparison.column(key), self._comparison.rows
+            sign = -1.0 if column.direction == "lower" else 1.0
+            letters = {letter: i for i, letter in enumerate(column.groups)}
+            values, groups = np.full(len(rows), np.nan), np.full(len(rows), -1)
+            for i, r in enumerate(rows):
+                cell = r.cells[key]
+                if cell.value is not None and usable(cell):
+                    values[i], groups[i] = sign * cell.value, letters.get(cell.group or "", -1)
+            self._columns[key] = (values, groups)
+        return self._columns[key]
 
 
 def front(comparison: Comparison, quality: str, cost: str) -> frozenset[str]:

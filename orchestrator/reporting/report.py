@@ -7,6 +7,8 @@ from a spec, a strategy, a published table or an error is escaped.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 from html import escape
 from pathlib import Path
@@ -18,6 +20,7 @@ from orchestrator.planning.plan import Plan
 from orchestrator.reporting import report_data, sections
 from orchestrator.reporting.comparison import Comparison
 from orchestrator.reporting.record import resolved_spec
+from orchestrator.reporting.table import to_json
 from specs.experiment import Experiment
 
 _PAGE = Path(__file__).parent / "page"
@@ -65,7 +68,29 @@ def html(comparison: Comparison, plan: Plan, experiment: Experiment, store: Arti
         style=_part("style.css"),
         script="\n".join(_part(name) for name in _SCRIPTS),
         plotly=get_plotlyjs(),
+        origin=origin(comparison, experiment),
     )
+
+
+def origin(comparison: Comparison, experiment: Experiment) -> str:
+    """Digest of what the report is made from, which is its last line: comparison, spec, and the program that writes it.
+
+    What the stages left in the store is not read for it: the comparison names them, and an artefact never changes.
+    """
+    content = hashlib.sha256(to_json(comparison).encode())
+    content.update(experiment.model_dump_json().encode())
+    content.update(importlib.metadata.version("plotly").encode())
+    for source in sorted([*_PAGE.iterdir(), *_PAGE.parent.glob("*.py")]):
+        content.update(source.read_bytes())
+    return content.hexdigest()
+
+
+def is_current(path: Path, comparison: Comparison, experiment: Experiment) -> bool:
+    """Whether the file is a whole report that was made from the same."""
+    try:
+        return path.read_bytes().rstrip().endswith(f"<!-- {origin(comparison, experiment)} -->".encode())
+    except OSError:
+        return False
 
 
 def _part(name: str) -> str:

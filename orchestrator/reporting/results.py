@@ -5,11 +5,9 @@ A metric taken at several batch sizes in one experiment is several columns: `thr
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
-
-from pydantic import JsonValue
 
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Combination, MeasureStage, Plan
@@ -55,7 +53,7 @@ def read_results(plan: Plan, store: ArtifactStore) -> Results:
         if measured:
             results.rows[stage.digest] = read_rows(folder)
             results.points[stage.digest] = read_points(folder)
-            results.measure[stage.digest] = read_result(folder) if (folder / "result.json").exists() else {}
+            results.measure[stage.digest] = read_result(folder) if (folder / RESULT).exists() else {}
         else:
             results.train[stage.digest] = read_result(folder)
     return results
@@ -84,11 +82,12 @@ def _rows_of(plan: Plan, results: Results, combination: Combination) -> list[Met
 def _at_several_batch_sizes(rows: Iterable[MetricRow]) -> set[str]:
     """Names of the metrics that were taken at more than one batch size, that of training aside: it is no condition of
     measurement but part of the combination."""
-    sizes: dict[str, set[JsonValue]] = defaultdict(set)
-    for r in rows:
-        if not r.name.startswith("train_"):
-            sizes[r.name].add(batch_size(r))
-    return {name for name, found in sizes.items() if len(found) > 1}
+    taken = {(r.name, batch_size(r)) for r in rows}
+    return {
+        name
+        for name, count in Counter(name for name, _ in taken).items()
+        if count > 1 and not name.startswith("train_")
+    }
 
 
 def batch_size(r: MetricRow) -> int | None:

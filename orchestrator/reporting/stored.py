@@ -40,12 +40,9 @@ def stage_folder(store: ArtifactStore, digest: str, *files: str) -> Path | None:
     Raises:
         StoreError: if the artefact is damaged.
     """
-    name = f"stages/{digest}"
-    if not store.committed(name):
-        return None
     try:
-        return store.fetch(name, files or None)
-    except FileNotFoundError:  # deleted between the two calls
+        return store.fetch(f"stages/{digest}", files or None)
+    except FileNotFoundError:
         return None
     except ValueError as error:
         raise StoreError(str(error)) from error
@@ -71,10 +68,10 @@ def read_points(folder: Path) -> list[OperatingPoint]:
         StoreError: if the file was not written by this program.
     """
     path = folder / POINTS
-    if not path.exists():
-        return []
     try:
         return _POINTS.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return []
     except (OSError, ValidationError) as error:
         raise _unreadable(path, error) from error
 
@@ -102,7 +99,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / RESULT
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(result, dict):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
 
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -41,43 +41,51 @@ _TITLES = {
 _PREFIXES = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    title: str
-    cells: list[Text]
+_Styled = list[tuple[str, str]]
+"""The pieces of a cell with their styles; the first one's is the whole cell's."""
 
-    @property
-    def width(self) -> int:
-        return max([max(len(part) for part in self.title.split("\n")), *(cell.cell_len for cell in self.cells)])
+
+class _Drawn:
+    """A column as it is shown."""
+
+    def __init__(self, title: str, cells: list[_Styled]) -> None:
+        self.title, self.cells = title, cells
+        self.plain = ["".join(piece for piece, _ in cell) for cell in cells]
+        self.width = max(map(cell_len, (*title.split("\n"), *self.plain)))
+
+    def lines(self, height: int) -> list[str]:
+        """Heading, over `height` lines, and cells."""
+        heading = self.title.split("\n")
+        return [""] * (height - len(heading)) + heading + self.plain
 
 
 def table(comparison: Comparison, width: int = 120) -> RenderableType:
     """The comparison for a terminal of `width` characters: best per column bold, Pareto-optimal rows marked."""
-    named = _Drawn("combination", [Text(r.name, style="bold" if r.pareto else "") for r in comparison.rows])
-    marks = [Text(OPTIMAL if r.pareto else " ", style="green") for r in comparison.rows]
-    drawn_columns = [_draw(comparison, c) for c in shown_columns(comparison)]
-    if any(r.front_probability is not None for r in comparison.rows):
-        drawn_columns.insert(2, _Drawn("on front", [_probability(r) for r in comparison.rows]))
-    kept, hidden = _fitting(drawn_columns, width - named.width - 5)
-
+    named, kept, hidden = _columns(comparison, width)
     drawn = Table(pad_edge=False, box=None)
     drawn.add_column("", no_wrap=True)
     drawn.add_column(named.title, overflow="fold")
     for column in kept:
         drawn.add_column(column.title, justify="right", no_wrap=True)
-    for i, r in enumerate(comparison.rows):
-        drawn.add_row(
-            marks[i], named.cells[i], *(column.cells[i] for column in kept), style="" if r.measured else "dim"
-        )
+    for r, *cells in zip(comparison.rows, *(column.cells for column in (named, *kept)), strict=True):
+        mark = Text(OPTIMAL if r.pareto else " ", style="green")
+        drawn.add_row(mark, *map(_rich, cells), style="" if r.measured else "dim")
     return Group(Text(_title(comparison), style="bold"), drawn, Text("\n".join(_foot(comparison, hidden))))
 
 
 def text(comparison: Comparison, width: int = 120) -> str:
-    """`table` as plain text, without colour and bold."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table(comparison, width))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    """`table` as plain text, without colour and bold. Its rows are put together here: rich takes ten times as long."""
+    named, kept, hidden = _columns(comparison, width)
+    room = max(1, min(named.width, width - 3 - sum(2 + column.width for column in kept)))
+    height = 1 + max(column.title.count("\n") for column in (named, *kept))
+    marks = [" "] * height + [OPTIMAL if r.pareto else " " for r in comparison.rows]
+    lines = _wrapped(_title(comparison), width)
+    for mark, name, *cells in zip(marks, *(column.lines(height) for column in (named, *kept)), strict=True):
+        values = "".join(f"  {_blank(column.width, cell)}{cell}" for column, cell in zip(kept, cells, strict=True))
+        first, *rest = [name] if named.width <= room else chop_cells(name, room) or [""]
+        lines += [f"{mark}  {first}{_blank(room, first)}{values}", *(f"   {part}" for part in rest)]
+    lines += _wrapped("\n".join(_foot(comparison, hidden)), width)
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def to_json(comparison: Comparison) -> str:
@@ -155,27 +163,58 @@ def _draw(comparison: Comparison, column: Column) -> _Drawn:
     return _Drawn(heading, [_value(r, column, lettered) for r in comparison.rows])
 
 
-def _value(r: Row, column: Column, lettered: bool) -> Text:
+def _value(r: Row, column: Column, lettered: bool) -> _Styled:
     cell = r.cells[column.key]
     if cell.value is None:
-        return Text("–", style="dim")
-    drawn = Text(number(cell.value, column.unit, column.metric), style="bold" if cell.best else "")
+        return [("–", "dim")]
+    drawn = [(number(cell.value, column.unit, column.metric), "bold" if cell.best else "")]
     if cell.std is not None and cell.std > 0:
-        drawn.append(f" ± {spread(cell.std, column)}", style="dim")
+        drawn.append((f" ± {spread(cell.std, column)}", "dim"))
     ratio = r.cells[column.ratio].value if column.ratio else None
     if ratio is not None:
-        drawn.append(f" ({ratio:.2f}×)", style="not bold")
+        drawn.append((f" ({ratio:.2f}×)", "not bold"))
     if lettered:
-        drawn.append(f" [{cell.group}]")
+        drawn.append((f" [{cell.group}]", ""))
     if cell.unreliable:
-        drawn.append(f" {UNRELIABLE}", style="not bold")
+        drawn.append((f" {UNRELIABLE}", "not bold"))
     if cell.reason:
-        drawn.append(" !")
+        drawn.append((" !", ""))
     return drawn
 
 
-def _probability(r: Row) -> Text:
-    return Text("–", style="dim") if r.front_probability is None else Text(f"{r.front_probability:.2f}")
+def _probability(r: Row) -> _Styled:
+    return [("–", "dim") if r.front_probability is None else (f"{r.front_probability:.2f}", "")]
+
+
+def _rich(cell: _Styled) -> Text:
+    """A cell for a terminal."""
+    (first, style), *rest = cell
+    drawn = Text(first, style=style)
+    for piece, own in rest:
+        drawn.append(piece, own or None)
+    return drawn
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of prose."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(Text(text))
+    return capture.get().splitlines()
+
+
+def _blank(width: int, content: str) -> str:
+    """What fills a cell up to its width."""
+    return " " * (width - cell_len(content))
+
+
+def _columns(comparison: Comparison, width: int) -> tuple[_Drawn, list[_Drawn], list[_Drawn]]:
+    """Names, the columns that fit beside them into `width` characters, and those that do not."""
+    named = _Drawn("combination", [[(r.name, "bold" if r.pareto else "")] for r in comparison.rows])
+    drawn_columns = [_draw(comparison, c) for c in shown_columns(comparison)]
+    if any(r.front_probability is not None for r in comparison.rows):
+        drawn_columns.insert(2, _Drawn("on front", [_probability(r) for r in comparison.rows]))
+    return named, *_fitting(drawn_columns, width - named.width - 5)
 
 
 def _fitting(columns: list[_Drawn], room: int) -> tuple[list[_Drawn], list[_Drawn]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UsageError
+from orchestrator.reporting import report
 from orchestrator.reporting.command import compare_experiment
 from orchestrator.reporting.comparison import Comparison
 from orchestrator.reporting.ui import open_ui, serve
@@ -53,10 +55,10 @@ def test_a_file_that_cannot_be_written(kept: Any) -> None:
 
 def test_table_writes_the_report_and_the_record_and_the_ui_shows_them(kept: Any) -> None:
     said = compare_experiment("lab", [], "table", None, kept.store.root)
-    report = kept.root / "reports" / "lab.html"
+    shown = kept.root / "reports" / "lab.html"
     assert "4 of 4 combinations measured" in said
-    assert f"Report: {report}" in said
-    assert report.read_text().startswith("<!DOCTYPE html>")
+    assert f"Report: {shown}" in said
+    assert shown.read_text().startswith("<!DOCTYPE html>")
 
     script = "from pathlib import Path; from orchestrator.reporting.ui import open_ui; "
     script += f"open_ui(port=0, store=Path({str(kept.store.root)!r}))"
@@ -82,7 +84,7 @@ def test_table_writes_the_report_and_the_record_and_the_ui_shows_them(kept: Any)
         parent = next(r for r in runs if r["info"]["run_name"] == "lab")
         report_url = f"{address}/get-artifact?path=lab.html&run_uuid={parent['info']['run_id']}"
         with urllib.request.urlopen(report_url, timeout=30) as answer:
-            assert answer.read() == report.read_bytes()
+            assert answer.read() == shown.read_bytes()
     finally:
         ui.send_signal(signal.SIGINT)
         rest, _ = ui.communicate(timeout=30)
@@ -140,3 +142,36 @@ def test_a_complete_record_is_not_asked_again(kept: Any) -> None:
     changed = compare_experiment("lab", [], "table", None, kept.store.root, cost="latency_ms")
     assert "Record: sqlite:///" in changed
     assert record.read_bytes() != before
+
+
+def test_a_report_is_written_again_only_when_something_it_shows_has_changed(kept: Any) -> None:
+    def written(**options: Any) -> bool:
+        """Whether `compare` replaces the report, which is a new file then."""
+        before = file.stat()
+        compare_experiment("lab", [], "html", None, kept.store.root, **options)
+        return (file.stat().st_ino, file.stat().st_mtime_ns) != (before.st_ino, before.st_mtime_ns)
+
+    file = kept.root / "reports" / "lab.html"
+    compare_experiment("lab", [], "html", None, kept.store.root)
+    whole = file.read_bytes()
+    assert not written()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert written()
+    assert file.read_bytes() == whole
+    assert written(cost="latency_ms")
+    assert file.read_bytes() != whole
+    assert written(claims=["params<15M, top1>=83.2"])
+    assert not written(claims=["params<15M, top1>=83.2"])
+
+
+def test_a_report_by_another_program_is_written_again(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare_experiment("lab", [], "html", None, kept.store.root)
+    file = kept.root / "reports" / "lab.html"
+    before = file.read_bytes()
+    page = kept.root / "page"
+    shutil.copytree(report._PAGE, page)
+    (page / "style.css").write_text("body { color: teal }")
+    monkeypatch.setattr(report, "_PAGE", page)
+    compare_experiment("lab", [], "html", None, kept.store.root)
+    assert b"color: teal" in file.read_bytes()
+    assert file.read_bytes() != before

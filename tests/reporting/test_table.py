@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from orchestrator.reporting import table
 from orchestrator.reporting.compare import compare
@@ -38,6 +39,17 @@ def test_no_name_is_cut_and_what_does_not_fit_is_named(finished: Any, width: int
     assert "…" not in text
     assert ("training s" in text.split("Not shown")[0]) == (width == 160)
     assert ("Not shown for want of room" in text) == (width < 160)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160, 200])
+def test_plain_text_is_what_rich_would_draw(finished: Any, width: int) -> None:
+    comparison = compare(finished.plan, finished.store)
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table.table(comparison, width))
+    drawn = [line.rstrip() for line in capture.get().splitlines()]
+    plain = table.text(comparison, width).splitlines()
+    assert plain == drawn
 
 
 def test_nothing_measured_yet(lab: Any) -> None:
