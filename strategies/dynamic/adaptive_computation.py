@@ -119,7 +119,7 @@ class AdaptiveComputation(Strategy[AdaptiveComputationConfig]):
         """Put policies before the blocks, and their halves in place of the plain ones."""
         from torch import nn
 
-        from strategies.dynamic.policies import AttentionHalf, MlpHalf, Policies, Usage
+        from strategies.dynamic.policies import AttentionHalf, MlpHalf, Policies, Report, Usage
 
         c = self.config
         like = next(student.model.parameters())
@@ -140,6 +140,7 @@ class AdaptiveComputation(Strategy[AdaptiveComputationConfig]):
         student.extras[self.name] = nn.ModuleDict(policies)
         targets = {"heads": c.heads, "layers": c.layers, "tokens": c.tokens}
         student.readouts[self.name] = Usage(self.name, targets, len(policies))
+        student.heads.append(Report(self.name, len(policies)))
 
     def losses(self, out: Output, teacher: Output | None, target: Tensor) -> dict[str, Tensor]:
         """`heads`, `layers`, `tokens`: how far use is from its target; only those that are decided."""
@@ -148,3 +149,17 @@ class AdaptiveComputation(Strategy[AdaptiveComputationConfig]):
     def weights(self) -> dict[str, float]:
         """The task keeps weight 1."""
         return dict.fromkeys(("heads", "layers", "tokens"), self.config.usage_weight)
+
+    def measure(self, out: Output) -> dict[str, float]:
+        """`heads`, `layers`, `tokens`: shares that images decide to use in the deciding blocks, as far as they are
+        decided; what the losses hold against the targets. Nothing where images leave early: of those that left nobody
+        knows at the end what they used."""
+        c = self.config
+        decided = [name for name in ("heads", "layers", "tokens") if getattr(c, name) is not None]
+        if c.threshold == 0:
+            return dict.fromkeys(decided, 1.0)
+        used = out.readouts.get(self.name, {}).get("used")
+        if used is None or out.exit_block is not None:
+            return {}
+        shares = dict(zip(("heads", "layers", "tokens"), used.mean(dim=0).tolist(), strict=True))
+        return {name: shares[name] for name in decided}

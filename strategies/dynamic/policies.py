@@ -99,10 +99,9 @@ class AttentionHalf:
         passing = decisions.tokens * decisions.layers[:, 1:]
         if self.student.training or self.student.tapping:
             x = state.x + masked_update(block, state, decisions, rotate)
-            state = self.counting(state, decisions)
-            return state.with_x(x).noting(self.name + ".mlp", passing)
-        x = packed_attention(block, state, decisions, rotate)
-        return state.with_x(x).noting(self.name + ".mlp", passing)
+        else:
+            x = packed_attention(block, state, decisions, rotate)
+        return self.counting(state, decisions).with_x(x).noting(self.name + ".mlp", passing)
 
     def counting(self, state: State, decisions: Decisions) -> State:
         """Add up the shares of heads, halves and patches that are used, over blocks [R, 3]."""
@@ -206,6 +205,19 @@ def put(x: Tensor, place: Tensor, tokens: Tensor) -> Tensor:
     tokens = tokens.to(flat.dtype)
     after = flat.index_copy(0, place, tokens) if torch.is_grad_enabled() else flat.index_copy_(0, place, tokens)
     return after.view(x.shape)
+
+
+class Report:
+    """A head that changes no answer: in evaluation it hands out which shares each image used."""
+
+    def __init__(self, name: str, num_blocks: int) -> None:
+        self.name, self.num_blocks = name, num_blocks
+
+    def __call__(self, out: Output, state: State) -> Output:
+        """`used`: shares of heads, halves and patches, means over the deciding blocks [R, 3]."""
+        if self.name in state.notes and not torch.is_grad_enabled():
+            out.readouts[self.name] = {"used": state.notes[self.name] / self.num_blocks}
+        return out
 
 
 class Usage:

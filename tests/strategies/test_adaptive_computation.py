@@ -143,6 +143,38 @@ def test_usage_losses_equal_their_definitions() -> None:
         assert all(float(policy.bias.grad.abs().sum()) > 0 for policy in policies.children())
 
 
+@pytest.mark.parametrize("left_out", [None, "layers"])
+def test_shares_used_in_evaluation_are_reported(left_out: str | None) -> None:
+    acting = strategy(NAME, ACTING | ({left_out: None} if left_out else {}))
+    network = student(toy(), acting).eval()
+    for policies in network.extras[NAME].values():
+        for policy in policies.children():
+            torch.nn.init.normal_(policy.weight, std=0.3)
+    made: list[Decisions] = []
+    for seam in network.first_half.values():
+        forward = seam.policies.forward
+        seam.policies.forward = lambda *args, forward=forward: made.append(forward(*args)) or made[-1]
+    with torch.no_grad():
+        found = acting.measure(network(images()))
+    expected = {
+        name: torch.stack([d[i][:, skipped:] for d in made]).mean().item()
+        for i, (name, skipped) in enumerate((("heads", 0), ("layers", 0), ("tokens", 1)))
+        if name != left_out
+    }
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert all(0 < share < 1 for share in found.values())
+
+
+def test_everything_used_is_reported_so_and_early_leavers_are_not_guessed_at() -> None:
+    acting = strategy(NAME, {"threshold": 0.0, "layers": None})
+    with torch.no_grad():
+        assert acting.measure(student(toy(), acting).eval()(images())) == {"heads": 1.0, "tokens": 1.0}
+    acting = strategy(NAME, ACTING)
+    network = student(toy(), acting, strategy("early_exit", {"blocks": [0, 2], "threshold": 0.12})).eval()
+    with torch.no_grad():
+        assert acting.measure(network(images())) == {}
+
+
 def test_images_do_not_mix() -> None:
     assert_images_do_not_mix(student(toy(), strategy(NAME, ACTING)))
 
