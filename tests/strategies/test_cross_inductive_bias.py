@@ -14,6 +14,7 @@ from strategies.claims import conflicts
 from strategies.compose import build_model, compose
 from strategies.facts import Facts
 from strategies.state import Output
+from tests.strategies.checks import DEIT, counted_macs, outside_blocks, plain_block
 from tests.strategies.toys import VARIANTS, images, strategy, toy
 
 RESNET = facts_of(ModelSpec(model="resnet10t", args={"num_classes": 10}))
@@ -77,3 +78,16 @@ def test_it_claims_every_teacher_and_refuses_one_with_other_classes() -> None:
     assert "no teacher" in conflicts([acting], Facts(VIT))[0]
     (clash,) = conflicts([acting, strategy("distillation_token", {})], two)
     assert "both change the distillation token" in clash
+
+
+@pytest.mark.parametrize("num_teachers", [1, 2, 3])
+@pytest.mark.parametrize("model", DEIT)
+def test_macs_are_those_of_longer_sequences_and_more_heads(model: str, num_teachers: int) -> None:
+    spec = ModelSpec(model=model)
+    student = facts_of(spec)
+    teacher = facts_of(ModelSpec(model="resnet10t", args={"num_classes": 1000}))
+    facts = Facts.of(student, Facts(student).shapes, [teacher] * num_teachers)
+    network = compose(build_model(spec, device="meta"), [strategy("cross_inductive_bias", {})], facts).eval()
+    D = student.embed_dim
+    blocks = 12 * plain_block(D, 197 + num_teachers)
+    assert counted_macs(network) == outside_blocks(D) + blocks + num_teachers * D * 1000

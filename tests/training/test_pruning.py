@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cluster.local import LocalStore
+from orchestrator.planning.plan import NetworkSource
 from orchestrator.training.calibration import gradients_over
 from orchestrator.training.checkpoint import load_network
 from orchestrator.training.distributed import WorkerGroup
@@ -21,6 +22,7 @@ from orchestrator.training.interface import StageInterrupted, WorkerContext
 from orchestrator.training.network import assemble
 from orchestrator.training.running import Running
 from specs.data import Sample
+from specs.model import ModelSpec
 from strategies import registry
 from strategies.carry import axes_of
 from strategies.surgery import EMBED, apply
@@ -69,6 +71,36 @@ def test_an_interrupted_stage_ends_as_without_the_interruption(make_stage, run, 
     run(stage, store=parted, report=said.append)
     assert (said[0].kind, said[0].step) == ("resumed", stop_after)
     weights = [(s.fetch(f"stages/{stage.digest}") / "model.safetensors").read_bytes() for s in (whole, parted)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("what", [("heads", "mlp"), EVERYTHING])
+def test_a_network_that_is_cut_goes_on_learning_features(make_stage, run, store, tmp_path, what):
+    """The projector follows the width, the pairs follow the blocks, and nothing depends on an interruption."""
+    teacher = NetworkSource(
+        model=ModelSpec(
+            model="vit_tiny_patch16_224",
+            args={**make_stage().student.model.args, "embed_dim": 64, "num_heads": 4, "depth": 6},
+        )
+    )
+    strategies = (pruning(steps=2, recover_epochs=0.5, what=what), config("feature"))
+    stage = make_stage(teacher=teacher, strategies=strategies, epochs=2, ema=0.9, optimizer={"lr": 1e-3})
+    terms = []
+    run(stage, report=lambda p: terms.append(p.values) if p.kind == "epoch" else None)
+    network = kept(store, stage)
+    depth, width = (2, 24) if what == EVERYTHING else (4, 48)
+    assert (len(network.model.blocks), network.model.embed_dim) == (depth, width)
+    (name,) = [key for key in terms[0] if key.startswith("feature.")]
+    assert terms[1][name] < terms[0][name]
+    projected = [m for m in network.extras["feature"].modules() if isinstance(m, nn.Linear)]
+    assert projected
+    assert {(m.in_features, m.out_features) for m in projected} == {(width, 64)}
+
+    parted, votes = LocalStore(tmp_path / "parted"), itertools.count(1)
+    with pytest.raises(StageInterrupted, match="after step 7"):  # behind the second cut
+        run(stage, store=parted, should_stop=lambda: next(votes) >= 7)
+    run(stage, store=parted)
+    weights = [(s.fetch(f"stages/{stage.digest}") / "model.safetensors").read_bytes() for s in (store, parted)]
     assert weights[0] == weights[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cluster.local import LocalStore
 from orchestrator.planning.plan import NetworkSource
 from orchestrator.training.checkpoint import load_network
+from orchestrator.training.interface import StageInterrupted
 from orchestrator.training.network import assemble
 from orchestrator.training.teachers import Teachers, View, view_of
 from specs.data import Sample
@@ -104,3 +107,23 @@ def test_a_size_that_the_teacher_cannot_take(make_stage, run):
 
     with pytest.raises(SpecError, match="takes images of 56 px, and the stage shows it 28 px"):
         run(make_stage(teacher=VIT56.model_copy(update={"image_size": None}), strategies=(config("response"),)))
+
+
+@pytest.mark.parametrize("stop_after", [3, 7])
+def test_peers_and_several_teachers_resume_bit_for_bit(make_stage, run, tmp_path, stop_after):
+    strategies = (config("cross_inductive_bias"), config("mutual", peers=2))
+    options = {"ema": 0.8, "checkpoint_every_steps": 3, "args": {"drop_path_rate": 0.1}}
+    stage = make_stage(teacher=RESNET, other_teachers=(VIT56,), strategies=strategies, **options)
+    whole, parted = LocalStore(tmp_path / "whole"), LocalStore(tmp_path / "parted")
+    expected = run(stage, store=whole)
+    votes = itertools.count(1)
+    with pytest.raises(StageInterrupted, match=f"after step {stop_after}"):
+        run(stage, store=parted, should_stop=lambda: next(votes) >= stop_after)
+    said = []
+    found = run(stage, store=parted, report=said.append)
+    assert (said[0].kind, said[0].step) == ("resumed", stop_after)
+    folders = [where.fetch(f"stages/{stage.digest}") for where in (whole, parted)]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+    assert found["metrics"] == expected["metrics"]
+    assert {"cross_inductive_bias", "mutual"} <= load_network(folders[0]).extras.keys()
