@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from strategies.backbone import Output, Student
     from strategies.gradients import Gradients
     from strategies.surgery import Cut
+    from strategies.ways_out import WaysOut
 
 C = TypeVar("C", bound=StrategyConfig)
 Kind = Literal["component", "dynamic", "distillation"]
@@ -43,7 +44,10 @@ DEPTH = "depth"
 EXITS = "exits"
 """Visible, whole network: answers after blocks before the last; only where a strategy offers them."""
 SHAPES = "shapes"
-"""Seam, per block: physically removes heads or MLP channels. Without a block: the inner widths of other networks."""
+"""Seam, per block: physically removes heads, or channels of the attention's weights. Without a block: the inner widths
+of other networks."""
+MLP_SHAPES = "mlp_shapes"
+"""Seam, per block: physically removes MLP channels."""
 WIDTH = "width"
 """Seam, whole network: narrows the tokens."""
 BLOCKS = "blocks"
@@ -64,6 +68,9 @@ PROJECTIONS = "projections"
 """Visible, per block: queries, keys and values, for losses."""
 GRID = "grid"
 """Visible, per block: every patch enters the block, at its place, none merged, dropped or packed."""
+PLACED = "placed"
+"""Visible, per block: dense tokens, every patch among them at its place, reach the block; what changes at its entry is
+yet to come. Hidden with `GRID` and with `DENSE`, unless the strategy that hides these at its own entry offers it."""
 GRID_SIZE = "grid_size"
 """Visible, whole network: the patch grid always has as many rows and columns as the network was built for."""
 DENSE = "dense"
@@ -164,6 +171,9 @@ class Strategy(Generic[C]):
     knob: ClassVar[str | None] = None
     """Option with a number that can be changed after training, with the same weights (a threshold, a rate of tokens);
     `None` if there is none. The trained network is then measured along `sweep`: it is a curve, not a point."""
+    targets: ClassVar[tuple[str, ...]] = ()
+    """Options with which training itself finds the knob's setting (`ways_out`); `null` in a network whose knob is
+    turned."""
     Config: type[StrategyConfig]
 
     def __init__(self, config: C) -> None:
@@ -243,6 +253,11 @@ class Strategy(Generic[C]):
     def after_backward(self, student: Student, progress: float) -> None:
         """Look at the gradients of an optimiser step, complete and averaged over workers, or change them; the update
         comes next. Called once a step, with the progress that `at` was given. In float16 they are scaled up."""
+
+    def ways_out(self, student: Student) -> WaysOut | None:
+        """How images leave this network, where one of `targets` is set; `None` otherwise. Asked for at the end of the
+        stage, of the network that is kept, which then gets its threshold (`ways_out.py`)."""
+        return None
 
     def measure(self, out: Output) -> dict[str, float]:
         """What the strategy reports of one evaluation batch, as means over its images, for example `tokens_kept`."""

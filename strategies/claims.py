@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations, permutations
 from typing import Any
 
@@ -31,7 +32,8 @@ WORDS = {
     api.TOKENS: "which tokens exist",
     api.MLP: "the MLP",
     api.DEPTH: "which images go on",
-    api.SHAPES: "the number of heads and MLP channels",
+    api.SHAPES: "the number of heads and channels of attention",
+    api.MLP_SHAPES: "the number of MLP channels",
     api.WIDTH: "the width of the tokens",
     api.BLOCKS: "the number of blocks",
     api.MATRICES: "the form of attention's weights",
@@ -42,6 +44,7 @@ WORDS = {
     api.CLASS_ATTENTION: "the class token's attention",
     api.PROJECTIONS: "queries, keys and values",
     api.GRID: "the whole patch grid",
+    api.PLACED: "the whole patch grid",
     api.GRID_SIZE: "a patch grid of one size",
     api.DENSE: "the same tokens in every image",
     api.TAP: "the tokens on the full grid",
@@ -102,7 +105,7 @@ def _conflicts(
     claimed: Found = []
     for strategy in {s.name: s for s in strategies}.values():
         try:
-            claimed.append((strategy, strategy.claims(seen(strategy))))
+            claimed.append((strategy, _with_placed(strategy.claims(seen(strategy)))))
         except OptionError as error:
             reasons.append(str(error))
     offered = frozenset[Claim]().union(*(claims.offers for _, claims in claimed))
@@ -117,6 +120,12 @@ def _conflicts(
         reasons += _hidden(a.name, b.name, claims_a.hides & (claims_b.needs | claims_b.owns) - claims_a.owns)
         reasons += _hidden(a.name, b.name, claims_a.hides & claims_a.owns & (claims_b.needs - claims_b.owns))
     return reasons
+
+
+def _with_placed(claims: Claims) -> Claims:
+    """Where a strategy leaves no grid, none reaches the block either, unless it says so."""
+    gone = frozenset(Claim(api.PLACED, c.block) for c in claims.hides if c.what in (api.GRID, api.DENSE))
+    return replace(claims, hides=claims.hides | (gone - claims.offers))
 
 
 def _owned_twice(a: str, b: str, shared: Iterable[Claim]) -> list[str]:
@@ -155,7 +164,7 @@ def _missing(strategy: Strategy[Any], claims: Claims, facts: Facts, offered: fro
 
 def _factored(strategy: Strategy[Any], claims: Claims) -> list[str]:
     """Why this strategy cannot cut layers that an earlier stage stored as factors."""
-    if not any(claim.what in (SHAPES, api.WIDTH) for claim in claims.owns):
+    if not any(claim.what in (SHAPES, api.MLP_SHAPES, api.WIDTH) for claim in claims.owns):
         return []
     return [
         f"`{strategy.name}` changes {_words(SHAPES)}, but an earlier stage stored layers as factors, which cannot be "
@@ -204,7 +213,7 @@ def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool, number
             f"`{student.model}` offers only logits and the features after its stages: {student.why_not_vit}. "
             f"Way out: a plain Vision Transformer (`vit_*`, `deit_*`) as the student."
         )
-    if what == SHAPES and not student.can_prune:
+    if what in (SHAPES, api.MLP_SHAPES) and not student.can_prune:
         return (
             f"the heads and channels of `{student.model}` cannot be cut: its MLP is gated or normed inside. "
             f"Way out: a Vision Transformer with timm's plain MLP, for example `deit_small_patch16_224`."

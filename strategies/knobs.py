@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,21 +18,37 @@ from strategies.api import Strategy
 from strategies.claims import conflicts, left_by
 from strategies.facts import Facts
 
+if TYPE_CHECKING:
+    from strategies.backbone import Student
+
 Sweeps = dict[str, list[float]]
-"""Knob, as `<strategy>.<option>` → settings, ascending, the trained one among them."""
+"""Knob, as `<strategy>.<option>` → settings, ascending; the trained one is among them, unless a target finds it."""
 
 
 def knob_of(strategy: Strategy[Any]) -> str | None:
-    """`<strategy>.<option>`; `None` if the strategy has no knob, or was given something else than a number for it."""
-    if strategy.knob is None or trained_setting(strategy) is None:
+    """`<strategy>.<option>`; `None` if the strategy has no knob, or was given something else for it than a number or a
+    target."""
+    if strategy.knob is None or (trained_setting(strategy) is None and not _aimed(strategy)):
         return None
     return f"{strategy.name}.{strategy.knob}"
 
 
 def trained_setting(strategy: Strategy[Any]) -> float | None:
-    """The knob's value in the strategy's options; `None` if it is no number (a list with a value for each block)."""
+    """The knob's value in the strategy's options; `None` if it is no number (a list with a value for each block), or
+    will be found in training."""
     value = getattr(strategy.config, strategy.knob) if strategy.knob else None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def found_setting(strategy: Strategy[Any], network: Student) -> float | None:
+    """The knob's value in a trained network: what its options say, or what training found."""
+    ways = strategy.ways_out(network)
+    return trained_setting(strategy) if ways is None else ways.threshold
+
+
+def _aimed(strategy: Strategy[Any]) -> bool:
+    """Whether training finds the knob's setting."""
+    return any(getattr(strategy.config, option) is not None for option in strategy.targets)
 
 
 def turned(strategy: Strategy[Any], setting: float) -> Strategy[Any]:
@@ -42,7 +58,8 @@ def turned(strategy: Strategy[Any], setting: float) -> Strategy[Any]:
         ValidationError: if the option does not take this value.
     """
     assert strategy.knob is not None
-    options = strategy.config.model_dump(mode="json") | {strategy.knob: _as_written(setting)}
+    options = strategy.config.model_dump(mode="json", exclude=set(strategy.targets))
+    options |= {strategy.knob: _as_written(setting)}
     return type(strategy)(strategy.Config.model_validate_json(json.dumps(options)))
 
 
@@ -64,10 +81,10 @@ def sweeps_of(
     impossible: list[str] = []
     for i, strategy in enumerate(strategies):
         knob, trained = knob_of(strategy), trained_setting(strategy)
-        if knob is None or trained is None or not strategy.deployed:
+        if knob is None or not strategy.deployed:
             continue
         asked = strategy.sweep(left_by(strategies, facts)) if wanted is None else wanted.get(knob, ())
-        possible = {trained}
+        possible = set() if trained is None else {trained}
         for setting in sorted({float(s) for s in asked} - possible):
             try:
                 others = [*strategies[:i], turned(strategy, setting), *strategies[i + 1 :]]
@@ -78,7 +95,7 @@ def sweeps_of(
                 possible.add(setting)
             elif wanted is not None:
                 impossible += [f"`{knob}` at {setting:g}: {reason}" for reason in reasons]
-        if len(possible) > 1:
+        if len(possible) > 1 or (possible and trained is None):
             sweeps[knob] = sorted(possible)
     return sweeps, impossible
 
@@ -107,7 +124,8 @@ def _refusal(strategy: type[Strategy[Any]], setting: float) -> str | None:
     """Why the option takes no such value."""
     assert strategy.knob is not None
     field = strategy.Config.model_fields[strategy.knob]
-    kind: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]  # made here
+    bounds = tuple(field.metadata)
+    kind: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *bounds] if bounds else field.annotation)  # type: ignore[arg-type]  # made here
     try:
         kind.validate_json(json.dumps(_as_written(setting)), strict=True)
     except ValidationError as error:

@@ -117,6 +117,9 @@ def _unfit(strategy: Any, name: str) -> str | None:
         return "has no `Config` that is a subclass of `specs.strategy.StrategyConfig`"
     if strategy.knob is not None and strategy.knob not in options.model_fields:
         return f"has the `knob` {strategy.knob!r}, which is no option of its `Config`"
+    for target in strategy.targets:
+        if target not in options.model_fields:
+            return f"has {target!r} among its `targets`, which is no option of its `Config`"
     annotation = options.model_fields["name"].annotation
     if get_origin(annotation) is not Literal or get_args(annotation) != (name,):
         return f"has a `Config` whose `name` is not `Literal[{name!r}]`"

@@ -26,7 +26,7 @@ from orchestrator.training.precision import Precision
 from orchestrator.training.seeding import determinism
 from specs.data import DataSpec
 from specs.metrics import MetricRow, OperatingPoint, row
-from strategies.knobs import knob_of, trained_setting
+from strategies.knobs import found_setting, knob_of
 
 AT_LARGEST_BATCH = ("throughput", "throughput_ratio")
 MEASURED = ("macs", *AT_LARGEST_BATCH, "latency_ms")
@@ -47,23 +47,26 @@ def measure_points(
     """All points, by knob and setting.
 
     Args:
-        sweeps: knob → settings, the trained one among them.
+        sweeps: knob → settings; the trained one is added where training found it.
         artefact: folder of the training stage's artefact.
         measurement: of the network as it was trained.
         rows: what that and training gave. They are the rows of the trained setting, so that nothing can disagree.
         top1_at: accuracy with knobs at other settings.
         check_stop: called between points; raises if the measurement is to end.
     """
-    trained = {knob_of(s): trained_setting(s) for s in load_deployed(artefact).strategies}
+    network, strategies = load_deployed(artefact)
+    trained = {knob_of(s): found_setting(s, network) for s in strategies}
     timed = [r.conditions["batch_size"] for r in rows if r.name == "throughput" and r.value is not None]
     batch_size = max((b for b in timed if isinstance(b, int)), default=max(measurement.settings.batch_sizes))
     usual = measurement.settings
     clock = replace(usual, batch_sizes=(batch_size,), seconds=usual.seconds * SHARE_OF_TIME, attempts=1)
     points = []
     for knob, settings in sweeps.items():
-        for setting in settings:
+        own = trained[knob]
+        assert own is not None, "a network that is swept has a setting"
+        for setting in sorted({*settings, own}):
             check_stop()
-            if setting == trained[knob]:
+            if setting == own:
                 taken = [r for r in rows if _belongs(r, batch_size)]
             else:
                 student = measurement.student.model_copy(update={"turned": {knob: setting}})
@@ -71,7 +74,7 @@ def measure_points(
                     measurement, student=student, settings=clock, wanted=frozenset(MEASURED), training=None
                 )
                 taken = [top1_at({knob: setting}), *clocked.run()]
-            points.append(OperatingPoint(knob=knob, setting=setting, trained=setting == trained[knob], rows=taken))
+            points.append(OperatingPoint(knob=knob, setting=setting, trained=setting == own, rows=taken))
     return points
 
 

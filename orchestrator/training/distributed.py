@@ -47,12 +47,8 @@ class WorkerGroup:
 
     def sum_by_name(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sum over all workers of every name that any of them has, sorted by name."""
-        if self.world_size == 1:
-            return dict(sorted(values.items()))
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, dict(values))
         total: dict[str, float] = {}
-        for part in gathered:
+        for part in self.gather(dict(values)):
             for name, value in part.items():
                 total[name] = total.get(name, 0.0) + value
         return dict(sorted(total.items()))
@@ -63,6 +59,14 @@ class WorkerGroup:
             values = values.clone()
             dist.all_reduce(values, op=dist.ReduceOp.SUM)
         return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in the order of their ranks; any that can be pickled."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
 
     def from_first(self, value: int) -> int:
         """Worker 0's value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,9 +201,11 @@ def _inherit_extras(student: Student, state: dict[str, Tensor]) -> None:
     for name, module in student.extras.items():
         prefix = f"{EXTRAS}{name}."
         found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        own = module.state_dict()
-        if found.keys() == own.keys() and all(found[k].shape == own[k].shape for k in own):
-            module.load_state_dict(found)
+        try:
+            copy.deepcopy(module).load_state_dict(found)  # what does not fit is refused half-way
+        except RuntimeError:
+            continue
+        module.load_state_dict(found)
 
 
 def _check_fit(stage: TrainStage, facts: Facts, strategies: list[Strategy[Any]]) -> None:

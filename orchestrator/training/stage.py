@@ -39,6 +39,8 @@ from orchestrator.training.settle import settle
 from orchestrator.training.sources import open_images
 from orchestrator.training.stopping import StopVote
 from orchestrator.training.stopwatch import Stopwatch
+from orchestrator.training.targets import meet_targets, values_of
+from strategies.dynamic.exit_target import Found
 from strategies.gradients import Gradients
 from strategies.losses import total_loss
 
@@ -114,6 +116,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
     meter.sums = position.sums if group.is_first else {}
     teaching = Stopwatch(device)
     evaluation: Evaluation | None = None
+    targets: dict[str, Found] = {}
 
     def progress_at(kind: Any, step: int, values: dict[str, float]) -> Progress:
         epoch = -(-step // steps_per_epoch) if steps_per_epoch else 0
@@ -134,11 +137,19 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         if group.is_first:
             progress_store.save(position, running.trainable(precision))
 
+    def evaluate_now(step: int) -> Evaluation:
+        """Evaluate; at the stage's end after thresholds were found, where targets ask for them."""
+        judged = (stage.label, running.evaluated, validation, running.strategies, precision, group)
+        if step == total_steps:
+            targets.update(meet_targets(*judged))
+        found = evaluate(*judged)
+        return found._replace(values=found.values | values_of(targets))
+
     def close_epoch() -> Evaluation | None:
         """Evaluate, if it is time, and report. The epoch's checkpoint is there already: a kill repeats only this."""
         epoch, found, values = position.step // steps_per_epoch, None, position.history[-1]["values"]
         if position.step == total_steps or epoch % training.eval_every == 0:
-            found = evaluate(stage.label, running.evaluated, validation, running.strategies, precision, group)
+            found = evaluate_now(position.step)
             values |= found.values
         report("epoch", position.step, values)
         return found
@@ -233,7 +244,7 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         steps_since_report = 0
 
     if evaluation is None:  # a stage of 0 epochs
-        evaluation = evaluate(stage.label, running.evaluated, validation, running.strategies, precision, group)
+        evaluation = evaluate_now(total_steps)
     metrics = position.history[-1]["values"] if total_steps else evaluation.values
     add_up_time()
     result = {
@@ -246,6 +257,8 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         "steps": total_steps,
         "environment": environment_of(context),
     }
+    if targets:
+        result["targets"] = {name: asdict(found) for name, found in targets.items()}
     if group.is_first:
         folder = io.scratch / "artefact"
         shutil.rmtree(folder, ignore_errors=True)

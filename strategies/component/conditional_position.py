@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import NonNegativeInt, PositiveInt, field_validator
 
 from specs.strategy import StrategyConfig
-from strategies.api import DENSE, EMBEDDING, GRID, POSITIONS, Claim, Claims, OptionError, Strategy, at_blocks
+from strategies.api import EMBEDDING, PLACED, POSITIONS, Claim, Claims, OptionError, Strategy, at_blocks
 from strategies.facts import Facts
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ class ConditionalPosition(Strategy[ConditionalPositionConfig]):
         return tuple(b + 1 for b in self.config.blocks)
 
     def claims(self, facts: Facts) -> Claims:
-        """Tell positions before these blocks, which must see the whole grid; without `absolute` nobody else can change
-        the position embedding."""
+        """Tell positions before these blocks, which the whole grid must reach; without `absolute` nobody else can
+        change the position embedding."""
         blocks = self.before(facts.student.depth)
         return Claims(
             owns=at_blocks(POSITIONS, blocks),
-            needs=at_blocks(GRID, blocks) | at_blocks(DENSE, blocks),
+            needs=at_blocks(PLACED, blocks),
             hides=frozenset() if self.config.absolute else frozenset({Claim(EMBEDDING)}),
         )
 

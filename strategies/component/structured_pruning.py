@@ -14,6 +14,7 @@ from strategies.api import (
     MATRICES,
     MLP,
     MLP_MATRICES,
+    MLP_SHAPES,
     SHAPES,
     WIDTH,
     Claim,
@@ -132,7 +133,7 @@ class StructuredPruning(Strategy[StructuredPruningConfig]):
         return self.config.ratio != 0 and (self.config.importance != "magnitude" or self.config.steps > 1)
 
     def claims(self, facts: Facts) -> Claims:
-        """Owns the shapes of all blocks, and the tokens' width and the number of blocks where they change."""
+        """Owns the shapes that change, in all blocks; the tokens' width and the number of blocks where these do."""
         student, what = facts.student, set(self.config.what)
         if student.family == "other":
             self._check_inner(facts)
@@ -141,7 +142,10 @@ class StructuredPruning(Strategy[StructuredPruningConfig]):
         self._check_width(facts)
         self._check_target(facts)
         whole = {Claim(claim) for claim, part in ((WIDTH, "embed"), (BLOCKS, "depth")) if part in what}
-        owns = at_blocks(SHAPES, range(student.depth)) | whole
+        # Channels of the tokens are channels of the attention's weights, and a block takes its attention along.
+        parts = ((SHAPES, what - {"mlp"}), (MLP_SHAPES, what & {"mlp"}))
+        shapes = (at_blocks(claim, range(student.depth)) for claim, part in parts if part)
+        owns = frozenset[Claim]().union(whole, *shapes)
         if self.gradual:
             # What is cut while it trains must have the form that is known how to cut.
             owns |= at_blocks(MATRICES, range(student.depth)) | at_blocks(MLP_MATRICES, range(student.depth))

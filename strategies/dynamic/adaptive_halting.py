@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from specs.strategy import StrategyConfig
-from strategies.api import DENSE, GRID, TOKENS, Claims, OptionError, Strategy, at_blocks
+from strategies.api import DENSE, GRID, PLACED, TOKENS, Claims, OptionError, Strategy, at_blocks
 from strategies.dynamic.pooling import refuse_other_pooling
 from strategies.facts import Facts
 
@@ -87,6 +87,7 @@ class AdaptiveHalting(Strategy[AdaptiveHaltingConfig]):
             owns=at_blocks(TOKENS, behind),
             needs=at_blocks(DENSE, behind),
             hides=at_blocks(GRID, behind) | at_blocks(DENSE, behind),
+            offers=at_blocks(PLACED, behind[:1]),
         )
 
     def sweep(self, facts: Facts) -> tuple[float, ...]:

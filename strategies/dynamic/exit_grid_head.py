@@ -30,7 +30,7 @@ class GridExit(LinearExit):
         patches: maps normed patches [R, n, D] to tokens [R, m, D].
     """
 
-    def __init__(self, model: Any, threshold: float, patches: nn.Module) -> None:
+    def __init__(self, model: Any, threshold: float | None, patches: nn.Module) -> None:
         super().__init__(model, threshold)
         like = next(model.parameters())
         self.patches = patches.to(like.device, like.dtype)
@@ -75,7 +75,7 @@ class GlobalAggregation(nn.Module):
         return found
 
 
-def grid_exit(model: Any, threshold: float, *, shallow: bool) -> GridExit:
+def grid_exit(model: Any, threshold: float | None, *, shallow: bool) -> GridExit:
     """The local head of a shallow exit, or the global head of a deep one."""
     width = model.embed_dim
     if shallow:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 from pydantic import Field, NonNegativeInt
 
 from specs.strategy import StrategyConfig
-from strategies.api import DENSE, GRID, TEACHER_LOGITS, TOKENS, Claim, Claims, OptionError, Strategy, at_blocks
+from strategies.api import DENSE, GRID, PLACED, TEACHER_LOGITS, TOKENS, Claim, Claims, OptionError, Strategy, at_blocks
 from strategies.blocks import checked, quarters
 from strategies.dynamic.pooling import refuse_other_pooling
 from strategies.facts import Facts
@@ -83,6 +83,7 @@ class LearnedSelection(Strategy[L]):
             owns=at_blocks(TOKENS, blocks),
             needs=at_blocks(DENSE, blocks) | frozenset({Claim(TEACHER_LOGITS)} if self.config.kl_weight else ()),
             hides=at_blocks(GRID, behind) | at_blocks(DENSE, behind),
+            offers=at_blocks(PLACED, blocks[:1]),
         )
 
     def sweep(self, facts: Facts) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from strategies.api import (
     CLASS_TOKEN,
     DENSE,
     GRID,
+    PLACED,
     TAP,
     TOKENS,
     Claim,
@@ -104,6 +105,7 @@ class SlowFastTokens(Strategy[SlowFastTokensConfig]):
             owns=at_blocks(TOKENS, range(choices[0] - 1, depth)),
             needs=head | at_blocks(CLASS_ATTENTION, seen) | at_blocks(DENSE, range(choices[0] - 1, depth)),
             hides=at_blocks(GRID, behind) | taps,
+            offers=at_blocks(PLACED, choices[:1]),
         )
 
     def sweep(self, facts: Facts) -> tuple[float, ...]:

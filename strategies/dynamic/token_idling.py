@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from specs.strategy import StrategyConfig
-from strategies.api import CLASS_TOKEN, DENSE, GRID, KEYS, TOKENS, Claim, Claims, Strategy, at_blocks
+from strategies.api import CLASS_TOKEN, DENSE, GRID, KEYS, PLACED, TOKENS, Claim, Claims, Strategy, at_blocks
 from strategies.blocks import checked
 from strategies.facts import Facts
 
@@ -83,6 +83,7 @@ class TokenIdling(Strategy[TokenIdlingConfig]):
             owns=at_blocks(TOKENS, blocks),
             needs=at_blocks(KEYS, blocks) | at_blocks(DENSE, blocks) | {Claim(CLASS_TOKEN)},
             hides=at_blocks(GRID, blocks),
+            offers=at_blocks(PLACED, blocks),
         )
 
     def sweep(self, facts: Facts) -> tuple[float, ...]:

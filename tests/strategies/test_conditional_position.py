@@ -97,6 +97,54 @@ def test_claims_on_the_embedding_and_the_grid() -> None:
     assert not conflicts([strategy("conditional_position", {}), behind], facts)
 
 
+DROPPING = [
+    ("adaptive_halting", {"gamma": 0.1, "beta": 0.0, "threshold": 0.6}),
+    ("token_sparsification", {"blocks": [1, 2], "keep_rate": 0.5, "token_weight": 0}),
+    ("soft_token_pruning", {"blocks": [1, 2], "keep_rate": 0.5}),
+    ("slow_fast_tokens", {"start": 1, "group": 2, "keep_rate": 0.5}),
+    ("token_idling", {"blocks": [1, 2], "keep_rate": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), DROPPING)
+def test_tokens_may_go_at_the_entry_of_the_block_that_a_generator_stands_before(
+    name: str, options: dict[str, Any]
+) -> None:
+    """Positions are told before the entry; one block later they would come too late, except behind idle blocks."""
+    dropping, facts = strategy(name, options), facts_for(toy())
+    generator = strategy("conditional_position", {"blocks": [0]})
+    assert not conflicts([generator, dropping], facts)
+    later = conflicts([strategy("conditional_position", {"blocks": [1]}), dropping], facts)
+    assert bool(later) == (name != "token_idling")
+    assert all("the whole patch grid at block 2" in reason for reason in later)
+    merging = strategy("token_merging", {"r": 4, "blocks": [0]})
+    assert any("`conditional_position`" in r for r in conflicts([generator, dropping, merging], facts))
+
+    network = student(toy(), generator, dropping)
+    seam, seen = network.positions[1], []
+    network.positions[1] = lambda state: (seen.append(state), seam(state))[1]
+    for training in (True, False):
+        with torch.no_grad():
+            out = network.train(training)(images())
+        state = seen.pop()
+        assert tuple(state.x.shape[:2]) == (6, 65)
+        assert (state.lengths, state.aside, state.keep, state.source, state.size) == (None,) * 5
+        assert torch.isfinite(out.logits).all()
+    assert_images_do_not_mix(network)
+
+
+def test_a_generator_between_idle_blocks_sees_every_patch_again() -> None:
+    idling = strategy("token_idling", {"blocks": [0, 1, 2], "keep_rate": 0.5})
+    network = student(toy(), strategy("conditional_position", {"blocks": [0, 1]}), idling).eval()
+    seen = []
+    for block, seam in network.positions.items():
+        network.positions[block] = lambda state, seam=seam: (seen.append(state), seam(state))[1]
+    with torch.no_grad():
+        network(images())
+    assert [tuple(state.x.shape[:2]) for state in seen] == [(6, 65), (6, 65)]
+    assert [state.aside for state in seen] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [({"blocks": [3]}, "from 0 to 2"), ({"blocks": [7]}, "from 0 to 2"), ({"blocks": [1, 1]}, "different")],

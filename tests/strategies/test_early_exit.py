@@ -236,3 +236,15 @@ def test_heads_on_the_grid_refuse_what_breaks_the_grid() -> None:
         reasons = conflicts([exits, strategy("token_merging", {"r": 8, "blocks": blocks})], facts_for(toy()))
         assert (not reasons) == fits
         assert all("the whole patch grid" in reason and "Way out" in reason for reason in reasons)
+
+
+def test_heads_on_the_grid_read_it_before_the_next_block_drops_patches() -> None:
+    exits = strategy("early_exit", {"blocks": [0], "head": "conv_attention", "threshold": 0.3})
+    for name in ("soft_token_pruning", "token_idling"):
+        for blocks, fits in (([1, 2], True), ([0, 1], False)):
+            dropping = strategy(name, {"blocks": blocks, "keep_rate": 0.5})
+            reasons = conflicts([exits, dropping], facts_for(toy()))
+            assert (not reasons) == fits
+            if fits:
+                with torch.no_grad():
+                    assert torch.isfinite(student(toy(), exits, dropping).eval()(images()).logits).all()

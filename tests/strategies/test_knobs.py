@@ -122,6 +122,12 @@ def test_the_knob_must_be_an_option() -> None:
     assert registry._unfit(found, "early_exit") == "has the `knob` 'blockz', which is no option of its `Config`"
 
 
+def test_targets_must_be_options() -> None:
+    found = type("Odd", (registry.load("early_exit"),), {"targets": ("target_mac",)})
+    problem = "has 'target_mac' among its `targets`, which is no option of its `Config`"
+    assert registry._unfit(found, "early_exit") == problem
+
+
 def test_settings_are_numbers_in_json() -> None:
     sweeps, _ = sweeps_of([strategy("early_exit", {"blocks": [1]})], facts_for(toy()), None)
     assert json.loads(json.dumps(sweeps)) == {"early_exit.threshold": [0.5, 0.7, 0.9, 0.99, 1.0]}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from strategies.inner_widths import inner_axes
 from strategies.shapes import WHOLE
 from strategies.surgery import EMBED, Axis, apply, vit_axes
 from tests.strategies.checks import DEIT, counted_macs
-from tests.strategies.toys import strategy
+from tests.strategies.toys import facts_for, images, step, strategy, student, teacher, toy
 
 D, E, H, M, DEPTH = 48, 16, 3, 192, 4
 
@@ -470,3 +471,32 @@ def test_what_other_networks_cannot_lose_is_refused_by_name() -> None:
     assert (
         "Leave `embed` out" in conflicts([strategy("structured_pruning", {"ratio": 0.5, "what": ["embed"]})], pooled)[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("skip_attention", {"blocks": [1, 2]}),
+        ("global_filter", {"blocks": [0, 2]}),
+        ("linear_attention", {"kind": "additive"}),
+    ],
+)
+def test_mlp_channels_leave_where_attention_has_left(name: str, options: dict[str, Any]) -> None:
+    """Only the heads of attention that is gone cannot be cut."""
+    replaced, facts = strategy(name, options), facts_for(toy())
+    for what, fits in ((["mlp"], True), (["heads", "mlp"], False), (["head_width"], False), (["mlp", "embed"], False)):
+        reasons = conflicts([replaced, strategy("structured_pruning", {"ratio": 0.5, "what": what})], facts)
+        assert (not reasons) == fits
+        assert all("the number of heads and channels of attention" in reason for reason in reasons)
+    pruning = strategy("structured_pruning", {"ratio": 0.5, "what": ["mlp"]})
+    network = student(toy(), replaced, pruning)
+    hidden = [block.mlp.fc1.out_features for block in network.model.blocks]
+    assert sum(hidden) == pytest.approx(4 * 96, abs=16)
+    loss = step(network, [pruning, replaced], images(), torch.tensor([0, 3, 9, 2, 2, 7]), teacher(replaced))
+    assert torch.isfinite(loss)
+    rebuilt = compose(
+        build_model(toy(), network.shapes), [pruning, replaced], facts.further(network.shapes), restored=True
+    )
+    rebuilt.load_network_state(network.network_state())
+    with torch.no_grad():
+        assert torch.equal(rebuilt.eval()(images()).logits, network.eval()(images()).logits)
