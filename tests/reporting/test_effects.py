@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.reporting.compare import compare
 from orchestrator.reporting.comparison import Comparison, Effect
+from orchestrator.reporting.effects import effects
 from orchestrator.reporting.printed import effects_text
 from specs.metrics import row
 
@@ -113,3 +114,20 @@ def test_what_merging_does_on_top_of_distillation_is_said(noisy: Any) -> None:
 
 def test_nothing_to_compare_is_said(lab: Any) -> None:
     assert "There is no effect to show" in effects_text(compare(lab.plan, lab.store))
+
+
+def test_any_number_of_axes(noisy: Any) -> None:
+    """More settings than a 64-bit number can name: the same runs twice, which differ on 45 further axes."""
+    comparison = compare(noisy.plan, noisy.store)
+    rows = [
+        r.model_copy(update={"labels": r.labels | {f"axis{i}": label for i in range(45)}})
+        for label in ("here", "there")
+        for r in comparison.rows
+    ]
+    twice = comparison.model_copy(update={"rows": tuple(rows)})
+    twice = twice.model_copy(update={"effects": effects(twice)})
+    for labels in ({"merging": "r2"}, {"distill": "soft"}, {"merging": "r4", "distill": "soft"}):
+        once, found = effect(comparison, "top1", **labels), effect(twice, "top1", **labels)
+        assert found.value == pytest.approx(once.value)
+        assert found.num_pairs == 2 * once.num_pairs
+    assert not any("axis0" in e.labels for e in twice.effects)
