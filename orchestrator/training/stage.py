@@ -180,7 +180,13 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         """Of the loss on the images that come next."""
         seed_all(derive(stage.seed, "calibration", step, group.rank), device)
         ahead = islice(batches_from(step), -(-num_images // (micro_batch * group.world_size)))
-        return gradients_over(running.student, ahead, lambda *batch: loss_of(running.student, *batch)[0], group)
+        return gradients_over(
+            running.student,
+            ahead,
+            lambda *batch: loss_of(running.student, *batch)[0],
+            group,
+            precision.scaler.get_scale(),  # 1 where nothing is scaled
+        )
 
     report("resumed" if first_step else "start", first_step, {})
     running.student.train()

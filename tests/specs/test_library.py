@@ -38,23 +38,31 @@ def schema() -> jsonschema.Draft202012Validator:
 
 
 @pytest.fixture(scope="module")
-def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet's layout with one image a class."""
-    root = tmp_path_factory.mktemp("imagenet")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Variable → a folder with as many classes, and two or five images of each."""
+    return {
+        "IMAGENET": image_folder(tmp_path_factory.mktemp("imagenet"), "val", classes=1000, images=2),
+        "CIFAR10": image_folder(tmp_path_factory.mktemp("cifar10"), "test", classes=10, images=5),
+    }
+
+
+def image_folder(root: Path, val: str, classes: int, images: int) -> Path:
+    """Images enough for a batch of the library's specs: 2,000 for 1,024, 50 for 32."""
     image = io.BytesIO()
     Image.new("RGB", (8, 8)).save(image, "JPEG")
-    for split in ("train", "val"):
-        for i in range(1000):
+    for split in ("train", val):
+        for i in range(classes):
             folder = root / split / f"n{i:08}"
             folder.mkdir(parents=True)
-            for name in ("1.JPEG", "2.JPEG"):  # 2,000 images, for batches of 1,024
-                (folder / name).write_bytes(image.getvalue())
+            for j in range(images):
+                (folder / f"{j}.JPEG").write_bytes(image.getvalue())
     return root
 
 
 @pytest.fixture(autouse=True)
-def _variables(monkeypatch: pytest.MonkeyPatch, imagenet: Path, tmp_path: Path) -> None:
-    monkeypatch.setenv("IMAGENET", str(imagenet))
+def _variables(monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path], tmp_path: Path) -> None:
+    for variable, folder in folders.items():
+        monkeypatch.setenv(variable, str(folder))
     monkeypatch.setenv("SLIMVIT_STORE", str(tmp_path / "store"))
 
 
