@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from specs.data import DataSpec
 from specs.measurement import MeasurementSpec
@@ -163,7 +163,7 @@ class Plan(Frozen):
     """All stages of an experiment, each once, parents before children."""
 
     experiment: str
-    stages: dict[str, Stage]
+    stages: dict[str, Annotated[Stage, Field(discriminator="kind")]]
     """Digest → stage, in an order in which parents come first."""
     combinations: tuple[Combination, ...]
     dropped: tuple[Dropped, ...] = ()
