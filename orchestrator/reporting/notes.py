@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from pydantic import JsonValue
 
-from orchestrator.planning.plan import MeasureStage, Plan
+from orchestrator.planning.plan import MeasureStage, Plan, TrainStage
 from orchestrator.reporting import conditions
 from orchestrator.reporting.comparison import Comparison
 
@@ -24,6 +24,7 @@ def notes(comparison: Comparison, plan: Plan) -> Iterable[str]:
     """Differing conditions, unreliable values and missing seeds, in this order."""
     again = _Again(plan)
     yield from _different_conditions(comparison, again)
+    yield from _other_precision(comparison, plan)
     yield from _unreliable(comparison, again)
     short = [r for r in comparison.rows if r.status == "partial"]
     if short:
@@ -80,6 +81,23 @@ def _different_conditions(comparison: Comparison, again: _Again) -> Iterable[str
             f"{', '.join(keys)}: taken under different conditions and therefore not ranked together ({what}). "
             f"{ways[what]}"
         )
+
+
+def _other_precision(comparison: Comparison, plan: Plan) -> Iterable[str]:
+    """Training takes accuracies in its own number format, the bench the rest in the one that was asked for."""
+    apart: dict[tuple[str, str], int] = defaultdict(int)
+    shown = {row.name for row in comparison.rows if row.measured}
+    for combination in (c for c in plan.combinations if c.name in shown):
+        trained, measured = plan.stages[combination.result], plan.stages[combination.measured_by]
+        if isinstance(trained, TrainStage) and isinstance(measured, MeasureStage):
+            apart[trained.training.precision, measured.measurement.precision] += 1
+    for (training, bench), count in apart.items():
+        if training != bench:
+            yield (
+                f"Accuracies of {count} of {len(plan.combinations)} runs were taken in the precision of training "
+                f"({training}), time and memory in {bench}: a network may answer a little differently there. To see both in "
+                f"one, train with `training.precision: {bench}` or measure with `--conditions precision={training}`."
+            )
 
 
 def _unreliable(comparison: Comparison, again: _Again) -> Iterable[str]:

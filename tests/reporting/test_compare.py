@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import StoreError, UsageError
-from orchestrator.planning.plan import TrainStage
+from orchestrator.planning.plan import MeasureStage, TrainStage
 from orchestrator.reporting import conditions
 from orchestrator.reporting.compare import compare
 from orchestrator.reporting.comparison import Cell, Comparison, Row
 from orchestrator.reporting.front import front, with_axes
+from orchestrator.reporting.notes import notes
+from specs.measurement import MeasurementSpec
 from specs.metrics import row
 
 SLOW_MACHINE = {"device": "cpu", "precision": "fp32", "threads": 2, "versions": {"torch": "2.11.0"}}
@@ -169,6 +171,20 @@ def test_values_under_other_conditions_are_not_ranked_together(lab: Any) -> None
     groups = {g: [r for r in comparison.rows if r.cells["latency_ms"].group == g] for g in "AB"}
     assert all({r.labels["merging"] for r in members} in ({"r4"}, {"none", "r2"}) for members in groups.values())
     assert all(any(r.pareto for r in members) for members in groups.values())
+
+
+def test_accuracy_and_speed_in_other_precisions_are_said(finished: Any) -> None:
+    comparison = compare(finished.plan, finished.store)
+    assert not any("precision of training" in note for note in comparison.notes)
+    stages = {
+        digest: stage.model_copy(update={"measurement": MeasurementSpec(precision="bf16")})
+        if isinstance(stage, MeasureStage)
+        else stage
+        for digest, stage in finished.plan.stages.items()
+    }
+    found = list(notes(comparison, finished.plan.model_copy(update={"stages": stages})))
+    (said,) = [note for note in found if "precision of training (fp32), time and memory in bf16" in note]
+    assert f"of {len(finished.plan.combinations)} runs" in said
 
 
 def test_seeds_under_other_conditions_stay_out_of_the_mean(lab_of: Callable[..., Any]) -> None:
