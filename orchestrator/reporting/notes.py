@@ -95,8 +95,9 @@ def _other_precision(comparison: Comparison, plan: Plan) -> Iterable[str]:
         if training != bench:
             yield (
                 f"Accuracies of {count} of {len(plan.combinations)} runs were taken in the precision of training "
-                f"({training}), time and memory in {bench}: a network may answer a little differently there. To see both in "
-                f"one, train with `training.precision: {bench}` or measure with `--conditions precision={training}`."
+                f"({training}), time and memory in {bench}: a network may answer slightly differently. To see both "
+                f"in one, train with `training.precision: {bench}`, or measure with "
+                f"`--conditions precision={training}`."
             )
 
 
