@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cluster.connect import OBJECT_STORE_BYTES, short_base, usable_cpus
 from cluster.ship import package_root
 from cluster.state import forget, recall, remember
-from cluster.token import has_token
+from cluster.token import make_token
 
 if TYPE_CHECKING:
     import psutil
@@ -81,7 +81,7 @@ def start(name: str, spec: LocalCluster) -> Machine:
     if already is not None:
         return already
     port = _dashboard_port(spec.dashboard_port)
-    _make_token()
+    make_token()
     folder = Path(tempfile.mkdtemp(prefix=f"slimvit-{name[:12]}-", dir=short_base()))
     log = folder / "start.log"
     cpus = spec.cpus if spec.cpus is not None else usable_cpus()
@@ -144,15 +144,6 @@ def stop(name: str) -> Machine | None:
 def _environment() -> dict[str, str]:
     path = os.pathsep.join(p for p in (str(package_root()), os.environ.get("PYTHONPATH", "")) if p)
     return {**os.environ, "RAY_AUTH_MODE": "token", "PYTHONPATH": path, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
-
-
-def _make_token() -> None:
-    """`ray start` makes no token by itself. Ray's own file is readable for everybody, so that is mended."""
-    if not has_token():
-        subprocess.run([*_RAY, "get-auth-token", "--generate"], stdout=subprocess.DEVNULL, check=True)
-    file = Path("~/.ray/auth_token").expanduser()
-    if file.is_file():
-        file.chmod(0o600)
 
 
 def _dashboard_port(wanted: int) -> int:
