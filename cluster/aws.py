@@ -76,15 +76,3 @@ def stop(config: dict[str, Any]) -> None:
     from ray.autoscaler.sdk import teardown_cluster
 
     teardown_cluster(config)
-
-
-def head_address(config: dict[str, Any]) -> str:
-    """Public address of the head node.
-
-    Raises:
-        RuntimeError: if there is none.
-    """
-    from ray.autoscaler.sdk import get_head_node_ip
-
-    address: str = get_head_node_ip(config)
-    return address

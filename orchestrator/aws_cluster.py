@@ -6,11 +6,9 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from botocore.exceptions import BotoCoreError
-
 from cluster import aws
-from cluster.aws_checks import Client, Findings, Instance, ask
-from cluster.aws_errors import explain
+from cluster.aws_checks import Findings, Instance, ask
+from cluster.aws_session import AwsUnreachable, head_address, session
 from cluster.fill import as_yaml
 from cluster.state import forget, recall, remember
 from cluster.token import make_token
@@ -91,10 +89,10 @@ def status(experiment: Experiment, cluster: AwsCluster) -> str:
     if recall(_KIND, name) is None:
         return f"`{name}` was not started from here"
     try:
-        head = aws.head_address(_config(experiment, cluster))
-    except BotoCoreError as error:
-        raise ResourceError(explain(error, "ec2:DescribeInstances", cluster.region)) from error
-    except (RuntimeError, ValueError, SystemExit):
+        head = head_address(_config(experiment, cluster))
+    except AwsUnreachable as error:
+        raise ResourceError(str(error)) from error
+    except (RuntimeError, ValueError, SystemExit):  # the launcher's ways to say that there is none
         return f"`{name}` has no head node in `{cluster.region}`"
     key = f" -i {cluster.ssh_private_key}" if cluster.ssh_private_key else ""
     return (
@@ -134,9 +132,9 @@ def workers_on(instance: Instance, resources: ResourcesSpec) -> int:
 
 def _checked(experiment: Experiment, cluster: AwsCluster) -> Findings:
     try:
-        client, regions = boto()
-    except BotoCoreError as error:  # a profile that does not exist is noticed here
-        raise ResourceError(explain(error, "sts:GetCallerIdentity", cluster.region)) from error
+        client, regions = session(cluster.region)
+    except AwsUnreachable as error:
+        raise ResourceError(str(error)) from error
     found = ask(experiment, cluster, client, regions=regions)
     problems = list(found.problems)
     if found.worker is not None and workers_on(found.worker, experiment.resources) < 1:
@@ -150,20 +148,6 @@ def _checked(experiment: Experiment, cluster: AwsCluster) -> Findings:
         notes = "".join(f"\n  note: {note}" for note in found.notes)
         raise ResourceError(f"AWS: {len(problems)} in the way:\n" + "\n".join(f"  - {p}" for p in problems) + notes)
     return found
-
-
-def boto() -> tuple[Client, list[str]]:
-    """What makes clients from the user's own chain of credentials, and the regions that boto3 knows."""
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.Session()
-    config = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "max_attempts": 3})
-
-    def client(service: str, region: str) -> Any:
-        return session.client(service, region_name=region, config=config)  # type: ignore[call-overload]
-
-    return client, session.get_available_regions("ec2")
 
 
 def _config(experiment: Experiment, cluster: AwsCluster) -> dict[str, Any]:

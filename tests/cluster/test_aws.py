@@ -242,6 +242,15 @@ def test_without_credentials_nothing_else_is_asked(monkeypatch, tmp_path):
     assert "no AWS credentials" in found.problems[0]
 
 
+def test_a_profile_that_is_not_there_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    wanted = cluster()
+    with pytest.raises(ResourceError, match=r"nobody.*AWS_PROFILE"):
+        aws_cluster.up(experiment(wanted), wanted, confirm=lambda _: True, dry_run=False, write=str)
+
+
 SPECS = {
     "spot": cluster(max_price=0.5, availability_zones=["eu-central-1a", "eu-central-1b"], ami=AMI),
     "on demand": cluster(spot=False, min_workers=1, key_name="mine", ssh_private_key="/home/me/key.pem", name="team"),
@@ -286,10 +295,10 @@ def started(account, monkeypatch, tmp_path):
     """What the launcher was asked to start; nothing is started."""
     calls: list[dict[str, Any]] = []
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(aws_cluster, "boto", lambda: (account.client, REGIONS))
+    monkeypatch.setattr(aws_cluster, "session", lambda region: (account.client, REGIONS))
     monkeypatch.setattr(aws_cluster, "make_token", lambda: None)
     monkeypatch.setattr(aws, "start", calls.append)
-    monkeypatch.setattr(aws, "head_address", lambda config: "203.0.113.9")
+    monkeypatch.setattr(aws_cluster, "head_address", lambda config: "203.0.113.9")
     return calls
 
 
