@@ -77,7 +77,14 @@ def run(
 
 
 @app.command()
-def plan(spec: Spec, assignments: Assignments, as_json: AsJson = False) -> None:
+def plan(
+    spec: Spec,
+    assignments: Assignments,
+    as_json: AsJson = False,
+    cluster: Annotated[
+        bool | None, typer.Option("--cluster/--no-cluster", help="Estimate hours and cost; on if the spec names one.")
+    ] = None,
+) -> None:
     """Show the stages of a spec, what sharing them saves, and which are done."""
     from orchestrator.planning import describe
     from orchestrator.planning.make import make_plan
@@ -85,6 +92,10 @@ def plan(spec: Spec, assignments: Assignments, as_json: AsJson = False) -> None:
     document = load_spec(spec, assignments)
     made = make_plan(document)
     typer.echo(describe.as_json(made, document.experiment) if as_json else describe.as_text(made, document.experiment))
+    if not as_json and (document.experiment.cluster is not None if cluster is None else cluster):
+        from orchestrator import cluster_estimate
+
+        typer.echo(cluster_estimate.as_text(made, document.experiment))
 
 
 @app.command()

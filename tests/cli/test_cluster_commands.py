@@ -138,3 +138,10 @@ def test_where_it_runs_is_part_of_no_stages_name(slimvit):
     plain = slimvit(["plan", "spec.yaml", "--json"])[1]
     clustered = slimvit(["plan", "spec.yaml", "--json"], {"kind": "local", "cpus": 1})[1]
     assert yaml.safe_load(plain)["stages"].keys() == yaml.safe_load(clustered)["stages"].keys()
+
+
+def test_a_plan_with_a_cluster_says_what_is_not_known_yet(slimvit):
+    out = slimvit(["plan", "spec.yaml"], {"kind": "local"})[1]
+    assert "is not known: the store has no finished stage" in out
+    assert "is not known" not in slimvit(["plan", "spec.yaml"])[1]
+    assert "is not known" in slimvit(["plan", "spec.yaml", "--cluster"])[1]
