@@ -63,11 +63,15 @@ def code_of(error: ClientError) -> str:
 def _refused(error: ClientError, action: str, region: str) -> str:
     code, said = code_of(error), str(error.response.get("Error", {}).get("Message", "")).rstrip(".")
     if code in _SKEWED or (code in _BAD_SIGNATURE and any(words in said.lower() for words in _CLOCK_WORDS)):
-        return "this machine's clock differs from AWS's by minutes, so AWS refuses it. Set it (`timedatectl set-ntp true`)"
+        return (
+            "this machine's clock differs from AWS's by minutes, so AWS refuses it. Set it (`timedatectl set-ntp true`)"
+        )
     if code in _EXPIRED:
         return "the AWS credentials have expired. Get new ones (`aws sso login`, or a new session token)"
     if code in _UNKNOWN_KEY or code in _BAD_SIGNATURE:
-        return "AWS does not know these credentials, or their secret is wrong. Run `aws configure`, or check AWS_PROFILE"
+        return (
+            "AWS does not know these credentials, or their secret is wrong. Run `aws configure`, or check AWS_PROFILE"
+        )
     if code in _DENIED:
         return f"these AWS credentials may not do `{action}`. Ask for that permission (`docs/clusters.md` lists all)"
     if code in _OPT_IN:

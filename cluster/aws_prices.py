@@ -29,9 +29,7 @@ def on_demand(pricing: Any, instance: str, region: str) -> float | None:
 
 def spot(ec2: Any, instance: str, zones: Collection[str], now: datetime.datetime) -> float | None:
     """Lowest spot price at this moment in any of the zones (none = all); `None` if nothing is offered."""
-    found = ec2.describe_spot_price_history(
-        InstanceTypes=[instance], ProductDescriptions=["Linux/UNIX"], StartTime=now
-    )
+    found = ec2.describe_spot_price_history(InstanceTypes=[instance], ProductDescriptions=["Linux/UNIX"], StartTime=now)
     prices = [
         float(entry["SpotPrice"])
         for entry in found["SpotPriceHistory"]
@@ -47,5 +45,7 @@ def _hourly(offer: dict[str, Any]) -> list[float]:
         for term in offer.get("terms", {}).get("OnDemand", {}).values()
         for dimension in term.get("priceDimensions", {}).values()
     ]
-    prices = [float(d["pricePerUnit"]["USD"]) for d in dimensions if d.get("unit") == "Hrs" and "USD" in d["pricePerUnit"]]
+    prices = [
+        float(d["pricePerUnit"]["USD"]) for d in dimensions if d.get("unit") == "Hrs" and "USD" in d["pricePerUnit"]
+    ]
     return [price for price in prices if price > 0]

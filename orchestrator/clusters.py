@@ -87,7 +87,9 @@ def down(document: SpecDocument, *, confirm: Confirm) -> str:
             with _as_resource_error():
                 where = ["--namespace", cluster.namespace, "--ignore-not-found"]
                 said = kubectl(["delete", "rayclusters.ray.io", name, *where])
-                said += kubectl(["delete", "rayjobs.ray.io,configmaps", "--selector", f"slimvit/cluster={name}", *where])
+                said += kubectl(
+                    ["delete", "rayjobs.ray.io,configmaps", "--selector", f"slimvit/cluster={name}", *where]
+                )
             stays = f"\nThe volume claim `{name}-store` stays: it holds the store" if cluster.storage_class else ""
             return (said.strip() or f"`{name}` was not running") + stays
         case AwsCluster():

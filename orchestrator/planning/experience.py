@@ -25,7 +25,7 @@ _FILES = ("stage.json", "result.json")
 
 
 def measured(store: ArtifactStore, *, on_gpu: bool) -> list[Measured]:
-    """All finished training stages of a store that ran on such devices; damaged ones and foreign ones are passed over."""
+    """Finished training stages of a store that ran on such devices; damaged and foreign ones are passed over."""
     found = []
     for name in store.names("stages/"):
         try:
@@ -43,7 +43,7 @@ def measured(store: ArtifactStore, *, on_gpu: bool) -> list[Measured]:
 
 
 def missing_work(plan: Plan, missing: Collection[str]) -> list[Work]:
-    """The stages among these that train or store answers; measurements take minutes, and no device-hours to speak of."""
+    """The stages among these that train or store answers; measurements take minutes and are left out."""
     stages = [stage for digest, stage in plan.stages.items() if digest in missing]
     return [
         Work(stage.label, key_of(stage), images_of(stage), macs_of(stage, plan))

@@ -1,7 +1,7 @@
 """Manifests for KubeRay, against Kubernetes' published schemas and KubeRay's API reference.
 
-The pods are checked against the schemas of the Kubernetes API that the package `kubernetes-validate` ships. KubeRay's own
-custom resource definitions are more than a megabyte and in no Python package; `tests/fixtures/kuberay_fields.yaml`
+The pods are checked against the schemas of the Kubernetes API that the package `kubernetes-validate` ships. KubeRay's
+own custom resource definitions are more than a megabyte and in no Python package; `tests/fixtures/kuberay_fields.yaml`
 holds what its API reference says of its own fields, type by type. Where a file of the definitions themselves is at
 hand, SLIMVIT_KUBERAY_CRDS names their folder, and the manifests are held against them, too.
 """
@@ -101,7 +101,9 @@ def test_pods_and_plain_objects_are_what_kubernetes_takes(case):
     manifests = all_manifests(*case)
     for template in pods(manifests):
         name = {"name": "pod", **template.get("metadata", {})}
-        validate({"apiVersion": "v1", "kind": "Pod", "metadata": name, "spec": template["spec"]}, KUBERNETES, strict=True)
+        validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": name, "spec": template["spec"]}, KUBERNETES, strict=True
+        )
     for manifest in manifests:
         if manifest["kind"] in ("ConfigMap", "PersistentVolumeClaim"):
             validate(manifest, KUBERNETES, strict=True)

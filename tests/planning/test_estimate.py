@@ -84,7 +84,15 @@ def train_stage(digest: str, model: ModelSpec, batch_size: int = 10) -> TrainSta
 
 MODEL = ModelSpec(
     model="vit_tiny_patch16_224",
-    args={"patch_size": 7, "embed_dim": 64, "depth": 4, "num_heads": 4, "img_size": 28, "in_chans": 1, "num_classes": 10},
+    args={
+        "patch_size": 7,
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 4,
+        "img_size": 28,
+        "in_chans": 1,
+        "num_classes": 10,
+    },
 )
 
 
