@@ -30,7 +30,7 @@ def show_token(*, starting: bool = False) -> None:
 
 
 def make_token() -> None:
-    """Make a token where there is none, as `ray start` does not. Ray leaves its file open to everybody; that is mended."""
+    """Make a token where there is none; `ray start` makes none. Ray leaves its file open to all; that is mended."""
     if not has_token():
         command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)

@@ -26,7 +26,9 @@ def price_of(cluster: ClusterSpec | None, experiment: str) -> tuple[float, str] 
         return None
     if cluster.price_per_hour is not None:
         return cluster.price_per_hour, "`cluster.price_per_hour`"
-    known = recall("aws-prices", cluster_name(cluster, experiment)) if isinstance(cluster, AwsCluster) else None
+    if not isinstance(cluster, AwsCluster):
+        return None
+    known = recall("aws-prices", cluster_name(cluster, experiment))
     if known is None or (known.get("region"), known.get("instance")) != (cluster.region, cluster.worker_instance):
         return None
     return float(known["worker"]), f"AWS on {known['date']}"
