@@ -25,7 +25,7 @@ _LONGEST_BASE = 32
 """Ray puts UNIX sockets below its folder, whose paths the kernel limits to 107 bytes; Ray's own part takes about 70."""
 _REACH_TIMEOUT_S = 5.0
 _KEPT_S = 24 * 3600.0
-_OBJECT_STORE_BYTES = 256 * 2**20
+OBJECT_STORE_BYTES = 256 * 2**20
 """Artefacts travel through the store; Ray's own objects here are a few kilobytes."""
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of a submitted job, whose code was shipped with it."""
@@ -72,7 +72,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     show_token(starting=address is None)
     _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_base()))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=short_base()))
     connection: Connection | None = None
     try:
         if address is None:
@@ -108,7 +108,7 @@ def _start(folder: Path, num_cpus: int) -> Connection:
             num_cpus=num_cpus,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            object_store_memory=_OBJECT_STORE_BYTES,
+            object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": path}},
@@ -196,7 +196,8 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _short_base() -> str:
+def short_base() -> str:
+    """A temporary folder whose path is short enough for Ray's sockets."""
     base = tempfile.gettempdir()
     return base if len(base) <= _LONGEST_BASE else "/tmp"
 
@@ -204,7 +205,7 @@ def _short_base() -> str:
 def _sweep() -> None:
     """Remove the folders of runs on this machine that ended a day ago or more: of those that were killed before they
     could do it themselves, and of those that left logs behind."""
-    for folder in Path(_short_base()).glob(f"{_PREFIX}*"):
+    for folder in Path(short_base()).glob(f"{_PREFIX}*"):
         owner = folder.name.removeprefix(_PREFIX).split("-")[0]
         try:
             found = folder.stat()

@@ -8,6 +8,8 @@ variable once, when it is first imported.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -25,3 +27,13 @@ def show_token(*, starting: bool = False) -> None:
         starting: a cluster will be started, which makes a token where there is none.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token" if starting or has_token() else "disabled")
+
+
+def make_token() -> None:
+    """Make a token where there is none; `ray start` makes none. Ray leaves its file open to all; that is mended."""
+    if not has_token():
+        command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    file = Path("~/.ray/auth_token").expanduser()
+    if file.is_file():
+        file.chmod(0o600)

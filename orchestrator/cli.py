@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator import cluster_commands, job_commands
 from orchestrator.errors import UsageError
 from orchestrator.exits import ending, usage_errors
 
@@ -50,7 +51,6 @@ Assignments = Annotated[
     ),
 ]
 Store = Annotated[Path | None, typer.Option(help="Artefact store, if no spec names it.", metavar="DIR")]
-Address = Annotated[str, typer.Option(help="Ray cluster, e.g. http://head:8265.")]
 RunAddress = Annotated[str | None, typer.Option(help="Ray cluster to use instead of an embedded one.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
@@ -77,7 +77,14 @@ def run(
 
 
 @app.command()
-def plan(spec: Spec, assignments: Assignments, as_json: AsJson = False) -> None:
+def plan(
+    spec: Spec,
+    assignments: Assignments,
+    as_json: AsJson = False,
+    cluster: Annotated[
+        bool | None, typer.Option("--cluster/--no-cluster", help="Estimate hours and cost; on if the spec names one.")
+    ] = None,
+) -> None:
     """Show the stages of a spec, what sharing them saves, and which are done."""
     from orchestrator.planning import describe
     from orchestrator.planning.make import make_plan
@@ -85,6 +92,10 @@ def plan(spec: Spec, assignments: Assignments, as_json: AsJson = False) -> None:
     document = load_spec(spec, assignments)
     made = make_plan(document)
     typer.echo(describe.as_json(made, document.experiment) if as_json else describe.as_text(made, document.experiment))
+    if not as_json and (document.experiment.cluster is not None if cluster is None else cluster):
+        from orchestrator import cluster_estimate
+
+        typer.echo(cluster_estimate.as_text(made, document.experiment))
 
 
 @app.command()
@@ -345,44 +356,9 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(registry.resolver(name) for name in registry.names()), indent=2))
 
 
-@app.command()
-def submit(spec: Spec, address: Address, assignments: Assignments) -> None:
-    """Send a run to a Ray cluster and return. Sending the same spec again finds the same job."""
-    from orchestrator.execution import jobs
-
-    typer.echo(jobs.submit(spec, assignments, address))
-
-
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The id that `submit` printed.")]
-
-
-@app.command()
-def status(job: JobId, address: Address) -> None:
-    """Say how a submitted run stands."""
-    from orchestrator.execution import jobs
-
-    typer.echo(jobs.status(job, address))
-
-
-@app.command()
-def logs(
-    job: JobId,
-    address: Address,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-) -> None:
-    """Print what a submitted run has printed."""
-    from orchestrator.execution import jobs
-
-    for text in jobs.logs(job, address, follow):
-        typer.echo(text, nl=False)
-
-
-@app.command()
-def stop(job: JobId, address: Address) -> None:
-    """Stop a submitted run; submitting it again goes on from there."""
-    from orchestrator.execution import jobs
-
-    typer.echo(jobs.stop(job, address))
+app.add_typer(cluster_commands.app, name="cluster")
+for _command in job_commands.COMMANDS:
+    app.command()(_command)
 
 
 @app.command()

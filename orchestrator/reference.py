@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from orchestrator.describe_options import options
 from orchestrator.strategy_help import spec_to_copy
+from specs.cluster import AddressCluster, AwsCluster, KubernetesCluster, LocalCluster, Toleration
 from specs.data import ImageFolder, Sample, Torchvision
 from specs.experiment import Experiment, StageSpec, StorageSpec, TrackingSpec
 from specs.matrix import Axis, MatrixSpec
@@ -51,7 +52,7 @@ names: `stages.0.training.epochs=3`, `stages.student.strategies.response.alpha=0
 use the same paths.
 
 **`~` and `${VARIABLE}`** are filled in where a field holds a path or an address (`data.root`, `storage.root`,
-`tracking.uri`, `checkpoint`). A variable that is not set is an error.
+`tracking.uri`, `checkpoint`, `cluster.ssh_private_key`). A variable that is not set is an error.
 """
 
 SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
@@ -71,6 +72,11 @@ SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ("Matrix", "`matrix`: what is compared.", (MatrixSpec, Axis)),
     ("Measurement", "`measurement`.", (MeasurementSpec,)),
     ("Resources", "`resources`.", (ResourcesSpec,)),
+    (
+        "Cluster",
+        "`cluster`: one of four kinds. See `docs/clusters.md`.",
+        (LocalCluster, AddressCluster, AwsCluster, KubernetesCluster, Toleration),
+    ),
     ("Storage and tracking", "`storage` and `tracking`.", (StorageSpec, TrackingSpec)),
 )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cluster.local import LocalStore
+from orchestrator.clusters import address_of
 from orchestrator.errors import Interrupted, PlanError, StageFailed, StoreError
 from orchestrator.execution import driver
 from orchestrator.execution.events import Event, RunStarted
@@ -49,7 +50,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     Args:
         spec: the spec file.
         assignments: `PATH=VALUE` each.
-        address: of a running Ray cluster; `None` starts one on this machine.
+        address: of a running Ray cluster; `None` = the spec's `cluster` if that runs, else one is started here.
         plain: plain lines instead of the live view.
 
     Raises:
@@ -61,6 +62,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     """
     document = load(spec, assignments, resolver=registry.resolver)
     plan, experiment = make_plan(document), document.experiment
+    address = address or address_of(experiment)
     store = open_store(experiment.storage.root)
     # A file or a pipe has no width: there the table keeps all of its columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from specs.base import SpecModel
+from specs.cluster import ClusterSpec
 from specs.data import DataSpec
 from specs.matrix import MatrixSpec
 from specs.measurement import MeasurementSpec
@@ -97,6 +98,10 @@ class Experiment(SpecModel):
 
     resources: ResourcesSpec = Field(default_factory=ResourcesSpec)
     """What the run may use."""
+
+    cluster: ClusterSpec | None = None
+    """Where its machines come from, for `slimvit cluster`; `null` = this machine, for the time of a run. Not part of
+    any digest."""
 
     measurement: MeasurementSpec = Field(default_factory=MeasurementSpec)
     """Measurement conditions."""

@@ -33,7 +33,7 @@ def test_a_wrong_address_is_told_at_once(address: str, says: str) -> None:
 
 
 def test_folders_of_killed_runs_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect, "_short_base", lambda: str(tmp_path))
+    monkeypatch.setattr(connect, "short_base", lambda: str(tmp_path))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     owners = {"old": f"{ended.pid}-old", "new": f"{ended.pid}-new", "alive": f"{os.getpid()}-x", "strange": "x-x"}
