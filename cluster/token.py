@@ -7,7 +7,10 @@ variable once, when it is first imported.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import tempfile
 from pathlib import Path
 
 
@@ -25,3 +28,21 @@ def show_token(*, starting: bool = False) -> None:
         starting: a cluster will be started, which makes a token where there is none.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token" if starting or has_token() else "disabled")
+    if starting and os.environ["RAY_AUTH_MODE"] == "token" and not os.environ.get("RAY_AUTH_TOKEN"):
+        _make_private_token()
+
+
+def _make_private_token() -> None:
+    """Make the token where there is none, and keep it from other users: Ray itself leaves it readable by all."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(named or "~/.ray/auth_token").expanduser()
+    if named is None and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".auth_token-", encoding="ascii") as fresh:
+            fresh.write(secrets.token_hex(32))  # as Ray makes it
+            fresh.flush()
+            with contextlib.suppress(FileExistsError):  # by another process meanwhile
+                os.link(fresh.name, file)
+    with contextlib.suppress(OSError):  # somebody else's, or a secret mounted read-only: his to keep
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
