@@ -50,7 +50,7 @@ class Tracker:
         journals: Path,
         store: ArtifactStore | None = None,
         warn: Callable[[str], None] = _LOG.warning,
-        patience: Patience = Patience(),
+        patience: Patience = Patience(),  # noqa: B008 - frozen
     ) -> None:
         self._uri, self._plan, self._warn = uri, plan, warn
         self._told: set[str] = set()

@@ -114,7 +114,7 @@ def _of_a_file(uri: str, text: str) -> Trouble:
     if "locked" in text:
         return Trouble(
             f"the record {file} is busy: several processes write it",
-            "For many runs at once use a server: `mlflow server --backend-store-uri postgresql://…`",
+            "For many runs at once use a server: `mlflow server --backend-store-uri postgresql+psycopg2://…`",
             False,
         )
     return Trouble(f"the record {file} cannot be written: {redact(text).strip().splitlines()[0][:300]}", "", False)

@@ -17,7 +17,6 @@ from typing import Generic, Protocol, TypeVar
 
 from orchestrator.reporting.journal import Entry, Journal
 
-
 _LOOK_S = 5.0
 """How often the journals of other processes, which give no hint, are looked at, in seconds."""
 

@@ -144,7 +144,9 @@ class Server:
     def __init__(self, database: str, endpoint: str, log: Path) -> None:
         self.port, self._log = free_port(), log
         self.uri = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]
+        # Without `+psycopg2` SQLAlchemy 2.1 looks for psycopg 3.
+        backend = database.replace("postgresql://", "postgresql+psycopg2://")
+        self._command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--workers", "1"]
         self._command += ["--artifacts-destination", f"s3://{BUCKET}/record", "--host", "127.0.0.1"]
         self._command += ["--port", str(self.port)]
         self._environment = (

@@ -82,6 +82,7 @@ def test_weights(malice: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights.bin", "weights.pkl", "weights.safetensors"])
 def test_a_spec_that_names_one(malice: bytes, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(malice)
+
     def follow() -> None:
         found = from_checkpoint(str(tmp_path / name), ModelSpec(model="vit_tiny_patch16_224"), Sample(kind="sample"))
         read_tensors(Path(str(found.source.checkpoint)))
