@@ -85,7 +85,7 @@ class Journal:
         with self._lock:
             file = self._file or self._begin()
             self._seq += 1
-            content = {"seq": self._seq, "at": entry.at, "kind": entry.kind, "stage": entry.stage}
+            content: dict[str, Any] = {"seq": self._seq, "at": entry.at, "kind": entry.kind, "stage": entry.stage}
             if entry.kind == "epoch":
                 content |= {"epoch": entry.epoch, "values": entry.values}
             if entry.reason:

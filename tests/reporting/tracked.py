@@ -62,7 +62,7 @@ def runs(lab: Any, uri: str) -> dict[str, Any]:
     experiment = client.get_experiment_by_name(lab.name)
     found = client.search_runs([experiment.experiment_id], max_results=1000)
     keys = Counter(f"{r.data.tags['slimvit.kind']}:{r.data.tags['slimvit.key']}" for r in found)
-    assert max(keys.values()) == 1
+    assert max(keys.values(), default=1) == 1
     return {f"{r.data.tags['slimvit.kind']}:{r.data.tags['slimvit.key']}": r for r in found}
 
 
