@@ -1,6 +1,7 @@
 # make demo   set up, then run the quickstart from spec to comparison
 # make test   set up, then run all tests
 # make check  format, lint, types, import contracts, tests
+# make audit  known vulnerabilities in the locked versions; needs the internet
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test check static lint types contracts format docs lock clean
+.PHONY: demo test check static lint types contracts format docs lock audit clean
 
 demo: $(READY)
 	$(BIN)/slimvit run specs/library/quickstart.yaml
@@ -49,6 +50,13 @@ lock:
 	  --quiet pyproject.toml; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 	rm -rf $(VENV)-lock
+
+# Of what it finds, versions with a fix are raised in pyproject.toml and locked anew (make lock).
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict; status=$$?; \
+	  rm -rf $(VENV)-audit; exit $$status
 
 # An interrupted set-up is repeated: the marker is written last.
 $(READY): requirements.lock pyproject.toml

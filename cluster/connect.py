@@ -21,8 +21,9 @@ from cluster.ship import bundle, package_root
 from cluster.token import show_token
 
 _PREFIX = "slimvit-ray-"
-_LONGEST_BASE = 32
-"""Ray puts UNIX sockets below its folder, whose paths the kernel limits to 107 bytes; Ray's own part takes about 70."""
+_LONGEST_BASE = 14
+"""Ray puts UNIX sockets below its folder, whose paths the kernel limits to 107 bytes; our part and Ray's
+(`/slimvit-ray-PID-abcdefgh/session_2026-11-22_21-35-25_446712_PID/sockets/plasma_store`) take up to 93."""
 _REACH_TIMEOUT_S = 5.0
 _KEPT_S = 24 * 3600.0
 OBJECT_STORE_BYTES = 256 * 2**20

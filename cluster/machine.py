@@ -82,7 +82,7 @@ def start(name: str, spec: LocalCluster) -> Machine:
         return already
     port = _dashboard_port(spec.dashboard_port)
     make_token()
-    folder = Path(tempfile.mkdtemp(prefix=f"slimvit-{name[:12]}-", dir=short_base()))
+    folder = Path(tempfile.mkdtemp(prefix=f"slimvit-{name[:11]}-", dir=short_base()))
     log = folder / "start.log"
     cpus = spec.cpus if spec.cpus is not None else usable_cpus()
     command = [

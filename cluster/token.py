@@ -7,9 +7,10 @@ variable once, when it is first imported.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
-import sys
+import secrets
+import tempfile
 from pathlib import Path
 
 
@@ -27,13 +28,24 @@ def show_token(*, starting: bool = False) -> None:
         starting: a cluster will be started, which makes a token where there is none.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token" if starting or has_token() else "disabled")
+    if starting and os.environ["RAY_AUTH_MODE"] == "token":
+        make_token()
 
 
 def make_token() -> None:
-    """Make a token where there is none; `ray start` makes none. Ray leaves its file open to all; that is mended."""
-    if not has_token():
-        command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    file = Path("~/.ray/auth_token").expanduser()
-    if file.is_file():
-        file.chmod(0o600)
+    """Make the token where there is none, and keep it from other users: `ray start` makes none, and what Ray makes
+    elsewhere is readable by all."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(named or "~/.ray/auth_token").expanduser()
+    if named is None and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".auth_token-", encoding="ascii") as fresh:
+            fresh.write(secrets.token_hex(32))  # as Ray makes it
+            fresh.flush()
+            with contextlib.suppress(FileExistsError):  # by another process meanwhile
+                os.link(fresh.name, file)
+    with contextlib.suppress(OSError):  # somebody else's, or a secret mounted read-only: his to keep
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)

@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from orchestrator.errors import Interrupted, SlimvitError, UsageError
+from specs.secrets import redact
 
 INTERNAL_ERROR = 70
 """Exit code of our own mistakes (`EX_SOFTWARE` of sysexits.h)."""
@@ -27,7 +28,7 @@ def ending(command: Callable[[], object]) -> int:
     try:
         result = command()
     except Interrupted as error:
-        print(error.message, file=sys.stderr, flush=True)
+        print(redact(error.message), file=sys.stderr, flush=True)
         return error.exit_code
     except SlimvitError as error:
         say(error.message)
@@ -71,7 +72,8 @@ def usage_errors() -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """Print to stderr, `error:` before it."""
+    """Print to stderr, `error:` before it, and no secret in it."""
+    message = redact(message)
     text = message if message.startswith("internal error") else f"error: {message}"
     print(text, file=sys.stderr, flush=True)
 
@@ -94,5 +96,5 @@ def _save_traceback(error: Exception) -> Path:
     command = " ".join(sys.argv)
     descriptor, name = tempfile.mkstemp(prefix=f"slimvit-{now:%Y%m%dT%H%M%SZ}-", suffix=".txt")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(f"{now.isoformat()}\n{command}\nPython {sys.version}\n\n{text}")
+        file.write(redact(f"{now.isoformat()}\n{command}\nPython {sys.version}\n\n{text}"))
     return Path(name)

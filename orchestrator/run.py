@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
 from cluster.local import LocalStore
 from orchestrator.clusters import address_of
@@ -36,7 +37,7 @@ from specs.load import load
 from strategies import registry
 
 if TYPE_CHECKING:
-    from orchestrator.reporting.tracking import Tracker
+    from orchestrator.reporting.tracker import Tracker
 
 MOST_STAGES_SHOWN = 60
 """A larger plan's tree is not printed before the run; `slimvit plan` shows it."""
@@ -84,6 +85,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
         record.invalidate()
     tracker = None if record.complete() else _tracker(plan, experiment, store, console)
     summary = driver.RunSummary()
+    recorded = tracker is None
 
     def on_event(event: Event) -> None:
         if isinstance(event, RunStarted):  # a run that is refused leaves the plan before it the newest
@@ -98,12 +100,22 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
             commit_plan(plan, experiment, store)
         if not summary.interrupted:
             report, shown = _show_comparison(plan, experiment, store, summary, console)
-            if tracker is not None and tracker.sync(plan, store, report) and not summary.failed:
-                record.set(shown)
+            if tracker is not None:
+                recorded = tracker.sync(plan, store, report)
+                if recorded and not summary.failed:
+                    record.set(shown)
     finally:
         if tracker is not None:
             tracker.close()
-    console.print(f"Record: slimvit ui {shlex.quote(str(spec))}", soft_wrap=True)
+    if recorded:
+        console.print(f"Record: slimvit ui {shlex.quote(str(spec))}", soft_wrap=True)
+    elif not summary.interrupted:
+        console.print(
+            f"Record: MLflow at {experiment.tracking.uri} does not have everything yet (see the warning). Nothing is "
+            "lost: once it can be written, the same command completes it and computes nothing anew.",
+            soft_wrap=True,
+            markup=False,
+        )
     raise_if_unfinished(plan, summary)
 
 
@@ -148,13 +160,14 @@ def watched(
 
 
 def _tracker(plan: Plan, experiment: Experiment, store: LocalStore, console: Console) -> Tracker:
-    from orchestrator.reporting.tracking import Tracker
+    from orchestrator.reporting.tracker import Tracker, journal_home
 
     def warn(message: str) -> None:
-        console.print(f"[yellow]warning:[/] {message}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
 
     name = experiment.tracking.experiment or experiment.name
-    return Tracker(experiment.tracking.uri, name, plan, experiment, store=store, warn=warn)
+    journals = journal_home(store.root)
+    return Tracker(experiment.tracking.uri, name, plan, experiment, journals=journals, store=store, warn=warn)
 
 
 def _show_plan(plan: Plan, experiment: Experiment, console: Console) -> None:

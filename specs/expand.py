@@ -48,6 +48,11 @@ def expand(text: str) -> str:
     return scheme + os.path.expanduser(filled.removeprefix(scheme))
 
 
+def variables(text: str) -> list[str]:
+    """Names of the environment variables in a text."""
+    return _VARIABLE.findall(text)
+
+
 def path_fields(data: Mapping[str, Any]) -> Iterator[SpecPath]:
     """Paths of all fields of a (not yet validated) spec that hold a file path or an address."""
     candidates: list[SpecPath] = [("data", "root"), ("storage", "root"), ("tracking", "uri")]

@@ -56,7 +56,9 @@ class TrackingSpec(SpecModel):
     """Where the record goes."""
 
     uri: str = "sqlite:///mlflow.db"
-    """MLflow tracking address: `sqlite:///FILE` or `http(s)://HOST:PORT`."""
+    """MLflow tracking address: `sqlite:///FILE` or `http(s)://HOST:PORT`. Credentials come from the environment
+    (`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`); a spec that holds some is
+    refused."""
 
     experiment: str | None = None
     """MLflow experiment; `null` = the name of this experiment."""

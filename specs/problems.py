@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from specs.secrets import redact
+
 SpecPath = tuple[str | int, ...]
 """Keys and list indices from the top of a spec to one of its values."""
 
@@ -43,7 +45,7 @@ class Problem(NamedTuple):
         first = ": ".join(part for part in (place, self.path, self.message) if part)
         advice = [f"did you mean `{self.nearest}`?"] if self.nearest else []
         advice += [self.way_out] if self.way_out else []
-        return first + (f"\n    {' '.join(advice)}" if advice else "")
+        return redact(first + (f"\n    {' '.join(advice)}" if advice else ""))
 
 
 class SpecProblems(ValueError):

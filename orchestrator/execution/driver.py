@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ from orchestrator.execution.queue import QueueState, StageQueue
 from orchestrator.planning import status
 from orchestrator.planning.plan import Plan, Stage
 from specs.experiment import Experiment
+from specs.secrets import redact
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -180,6 +182,8 @@ class _Run:
 
         state = cast(QueueState, ray.get(self._queue.poll.remote()))
         for event in state.events:
+            if isinstance(event, StageFailed):  # said, kept and recorded; workers hold secrets that it may quote
+                event = dataclasses.replace(event, reason=redact(event.reason))
             if isinstance(event, LaneUp):
                 self._barren = 0
             elif isinstance(event, StageFinished):
@@ -227,7 +231,7 @@ class _Run:
             except Empty:
                 return
             del self._threads[lane]
-            reason = None if error is None else _reason(error)
+            reason = None if error is None else redact(_reason(error))
             if reason is not None:
                 if self._cluster.started:
                     self._cluster.keep_folder, self._summary.logs = (

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.local import LocalStore
 from cluster.storage import ArtifactStore
 from orchestrator.errors import UsageError
 from orchestrator.planning.plan import Plan
@@ -171,7 +172,7 @@ def _write_figure(comparison: Comparison, experiment: Experiment, output_format:
     return str(path)
 
 
-def _record(comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactStore, path: Path) -> str:
+def _record(comparison: Comparison, plan: Plan, experiment: Experiment, store: LocalStore, path: Path) -> str:
     """Keep the report in MLflow; says where, or nothing after the warning that it could not be."""
     uri = experiment.tracking.uri
     name = experiment.tracking.experiment or experiment.name
@@ -179,9 +180,16 @@ def _record(comparison: Comparison, plan: Plan, experiment: Experiment, store: A
     mark, fingerprint = RecordMark(plan, experiment, store), record.fingerprint(table.to_json(comparison), path)
     if mark.complete(fingerprint):
         return said
-    from orchestrator.reporting.tracking import Tracker
+    from orchestrator.reporting.tracker import Tracker, journal_home
 
-    tracker = Tracker(uri, name, plan, experiment, warn=lambda message: print(message, file=sys.stderr))
+    tracker = Tracker(
+        uri,
+        name,
+        plan,
+        experiment,
+        journals=journal_home(store.root),
+        warn=lambda message: print(message, file=sys.stderr),
+    )
     complete = tracker.sync(plan, store, path)
     tracker.close()
     if not complete:

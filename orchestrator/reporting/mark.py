@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Plan
-from orchestrator.reporting.record import plan_digest, sqlite_file
+from orchestrator.reporting.record import identity, sqlite_file
 from specs.experiment import Experiment
 
 
@@ -22,8 +22,8 @@ class RecordMark:
     def __init__(self, plan: Plan, experiment: Experiment, store: ArtifactStore) -> None:
         self._uri, self._store = experiment.tracking.uri, store
         self._file = sqlite_file(self._uri)
-        where = [str(self._file or self._uri), experiment.tracking.experiment or experiment.name]
-        content = json.dumps([*where, plan_digest(plan), experiment.model_dump_json()])
+        where = identity(self._uri, experiment.tracking.experiment or experiment.name, plan)
+        content = json.dumps([*where, experiment.model_dump_json()])
         self._name = f"records/{hashlib.sha256(content.encode()).hexdigest()}"
 
     def complete(self, fingerprint: str | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""What the record in MLflow says, apart from how it is written (``tracking.py``): runs, tags, parameters.
+"""What the record in MLflow says: runs, tags, parameters. How it is written: ``recording.py``, ``tracking.py``.
 
 One parent run per plan, below it one run per combination and seed, below that one run per stage. A stage that several
 combinations share is one run, below the first combination that uses it; the others point to it.
@@ -24,6 +24,12 @@ MAX_PARAMETER = 6000
 MAX_TAG = 8000
 """Characters of a tag that MLflow takes; it refuses longer ones."""
 
+PLAN, KIND, KEY, RECORDED = "slimvit.plan", "slimvit.kind", "slimvit.key", "slimvit.recorded"
+"""Tags: digest of the plan; `experiment`, `combination` or `stage`; which one; what of the store is recorded."""
+
+REASON = "slimvit.reason"
+"""Tag: why a run failed."""
+
 _PACKAGES = ("slimvit", "torch", "torchvision", "timm", "ray", "mlflow", "numpy", "pydantic")
 
 
@@ -34,6 +40,11 @@ def plan_digest(plan: Plan) -> str:
     """
     content = [plan.experiment, [[c.name, c.seed, *c.stages] for c in plan.combinations]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def identity(uri: str, experiment_name: str, plan: Plan) -> list[str]:
+    """Where the record of a plan is: tracking address, MLflow experiment, plan."""
+    return [str(sqlite_file(uri) or uri), experiment_name, plan_digest(plan)]
 
 
 def owners(plan: Plan) -> dict[str, Combination]:

@@ -1,228 +1,93 @@
-"""The record in MLflow. The only file that imports mlflow.
+"""MLflow's client as this project uses it. The only file that imports mlflow.
 
-The record follows the run live (`Tracker.on_event`) and is completed from the artefact store (`Tracker.sync`), so that
-whatever the live part missed is made up for. What the server has already is not sent again: runs are found by tags,
-parameters by name, metric values by name and step.
+Everything here may be repeated: runs are found by tags, parameters by name, values by name and step, and what the
+server has is not sent again. A value carries the time at which it was taken, not the time of sending; MLflow's
+databases keep one of two values that agree in name, step, time and value.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import fcntl
 import logging
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.storage import ArtifactStore
-from orchestrator.execution.events import Event, StageFailed, StageFinished, StageStarted
-from orchestrator.planning.plan import Combination, MeasureStage, Plan
 from orchestrator.reporting import record
-from orchestrator.reporting.background import Background
-from orchestrator.reporting.compare import compare
-from orchestrator.reporting.results import read_results, rows_by_column
-from orchestrator.reporting.stored import finite, read_history, read_result, stage_folder
-from orchestrator.reporting.table import to_csv, to_json
-from orchestrator.training.interface import Progress
-from specs.experiment import Experiment
+from orchestrator.reporting.record import KEY, KIND, PLAN, REASON, RECORDED
+from orchestrator.reporting.stored import finite
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_LOG = logging.getLogger(__name__)
 _BATCH = 500
 """Values in one request; MLflow takes at most 1,000."""
 _TAGS_AND_PARAMS = 100
 """Tags or parameters in one request; MLflow takes no more."""
 
-_REASON = "slimvit.reason"
-"""Tag: why a run failed."""
 
-PLAN, KIND, KEY, RECORDED = "slimvit.plan", "slimvit.kind", "slimvit.key", "slimvit.recorded"
-"""Tags: digest of the plan; `experiment`, `combination` or `stage`; which one; what of the store is recorded."""
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric."""
+
+    key: str
+    value: float
+    step: int
+    at_ms: int
+    """Milliseconds since the epoch."""
 
 
-class Tracker:
-    """Writes the record of one run of a plan, in a thread of its own; its failure never fails the run.
+class TrackingServer:
+    """The runs of one plan in one MLflow experiment. Blocking; used from one thread.
 
     Args:
-        uri: MLflow address, `sqlite:///FILE` or `http(s)://HOST:PORT`.
-        experiment_name: MLflow experiment.
-        plan: what is run.
-        experiment: the resolved spec.
-        store: with it, a stage's artefacts are recorded as soon as it is finished, not only by `sync`.
-        warn: told once, in the thread, when the record cannot be written.
-    """
-
-    def __init__(
-        self,
-        uri: str,
-        experiment_name: str,
-        plan: Plan,
-        experiment: Experiment,
-        *,
-        store: ArtifactStore | None = None,
-        warn: Callable[[str], None] = _LOG.warning,
-    ) -> None:
-        def complain(error: Exception) -> None:
-            warn(
-                f"MLflow at {uri} cannot be written: {error}. The run goes on; running the same command again, or "
-                "`slimvit compare`, completes the record from the artefact store."
-            )
-
-        self._plan = plan
-        self._store = store
-        self._background = Background(lambda: Record(uri, experiment_name, plan, experiment), complain)
-
-    def on_event(self, event: Event) -> None:
-        """Record what happens during the run; returns at once."""
-        store = self._store
-        match event:
-            case StageStarted(stage=stage):
-                self._background.post(lambda r: r.stage_started(stage))
-            case Progress(kind="epoch", stage=stage, epoch=epoch, values=values):
-                self._background.post(lambda r: r.epoch(stage, epoch, values))
-            case StageFinished(stage=stage):
-                self._background.post(lambda r: r.stage_finished(stage, store))
-            case StageFailed(stage=stage, reason=reason):
-                self._background.post(lambda r: r.stage_failed(stage, reason))
-            case _:
-                return
-
-    def sync(self, plan: Plan, store: ArtifactStore, report: Path | None = None) -> bool:
-        """Complete the record from the store, as often as wanted; whether it is complete now.
-
-        Args:
-            plan: the plan this tracker was made for.
-            store: where its stages are committed.
-            report: HTML report to be kept with the record.
-        """
-        assert plan == self._plan, "a tracker records one plan"
-        return self._background.call(lambda r: r.complete(store, report))
-
-    def close(self) -> None:
-        """Write what is under way and mark what did not finish as stopped."""
-        self._background.post(Record.suspend)
-        self._background.close()
-
-
-class Record:
-    """The runs of one plan on an MLflow server. Blocking; used from one thread.
+        uri: MLflow address, `sqlite:///FILE` or `http(s)://HOST:PORT`; a missing SQLite file is made.
+        experiment_name: MLflow experiment, made if there is none.
+        plan_digest: identity of the plan; its runs carry it as a tag.
 
     Raises:
-        Exception: whatever the MLflow client raises when the server cannot be reached or written.
+        Exception: here and in all methods, whatever the client raises when the server cannot be reached or written.
     """
 
-    def __init__(self, uri: str, experiment_name: str, plan: Plan, experiment: Experiment) -> None:
-        self._client = _connect(uri)
-        self._plan = plan
-        self._experiment = experiment
-        self._digest = record.plan_digest(plan)
-        self._owners = record.owners(plan)
-        self._experiment_id = _experiment_id(self._client, uri, experiment_name)
-        self._runs: dict[str, _Run] = {}
-        for found in self._existing():
-            key = f"{found.data.tags[KIND]}:{found.data.tags[KEY]}"
-            self._runs.setdefault(key, _Run(self._client, found, fresh=False))
-        self._parent = self._run("experiment", plan.experiment, plan.experiment, parent=None)
-        self._parent.log_parameters(record.experiment_parameters(plan, experiment))
+    def __init__(self, uri: str, experiment_name: str, plan_digest: str) -> None:
+        self._plan_digest = plan_digest
+        with _alone_in_database(uri):
+            self._client = _connect(uri)
+            self.experiment_id = _experiment_id(self._client, uri, experiment_name)
 
-    def stage_started(self, digest: str) -> None:
-        """A stage runs, for the first time or again: the run is open, and so is its combination's."""
-        for run in (self._parent, self._combination_run(self._owners[digest]), self._stage_run(digest)):
-            run.set_status("RUNNING")
+    def runs(self) -> dict[str, TrackedRun]:
+        """All runs of the plan, by `kind:key`.
 
-    def epoch(self, digest: str, epoch: int, values: Mapping[str, float]) -> None:
-        """One point of each training curve."""
-        self._stage_run(digest).log_metrics(values, step=epoch)
+        Of two runs with one key the later one is deleted (it stays in MLflow's bin): it comes from a request whose
+        answer was lost. The journal and the store have everything that it held.
+        """
+        found: dict[str, TrackedRun] = {}
+        for run in self._search():
+            key = f"{run.data.tags[KIND]}:{run.data.tags[KEY]}"
+            if key in found:
+                self._client.delete_run(run.info.run_id)
+            else:
+                found[key] = TrackedRun(self._client, run, fresh=False)
+        return found
 
-    def stage_finished(self, digest: str, store: ArtifactStore | None) -> None:
-        """A stage's artefact is committed."""
-        if store is None:
-            self._stage_run(digest).set_status("FINISHED")
-        else:
-            self.stage(digest, store)
+    def create(self, kind: str, key: str, title: str, parent: str | None) -> TrackedRun:
+        """A new run."""
+        tags = {PLAN: self._plan_digest, KIND: kind, KEY: key} | ({"mlflow.parentRunId": parent} if parent else {})
+        run = self._client.create_run(self.experiment_id, run_name=title, tags=tags)
+        return TrackedRun(self._client, run, fresh=True)
 
-    def stage_failed(self, digest: str, reason: str) -> None:
-        """A stage gave up, and with it every combination that needs it."""
-        self._stage_run(digest).fail(reason)
-        for combination in self._plan.combinations:
-            if digest in combination.stages:
-                label = self._plan.stages[digest].label
-                self._combination_run(combination).fail(f"`{label}` failed: {reason}")
-
-    def stage(self, digest: str, store: ArtifactStore) -> bool:
-        """Complete the run of a finished stage from its artefact; `False` if the stage is not finished."""
-        known = self._runs.get(f"stage:{digest}")
-        if known is not None and known.tags.get(RECORDED) == digest:
-            return True
-        folder = stage_folder(store, digest)
-        if folder is None:
-            return False
-        run = self._stage_run(digest)
-        stage = self._plan.stages[digest]
-        if not isinstance(stage, MeasureStage):
-            for epoch in read_history(folder):
-                run.log_metrics(epoch.values, step=epoch.epoch)
-            result = read_result(folder)
-            final = finite(result | result.get("metrics", {}))
-            run.log_metrics({f"final.{name}": value for name, value in final.items()}, step=0)
-        for path in sorted(folder.iterdir()):
-            if path.is_file():
-                run.log_file(path, "checkpoint" if path.name in ("model.safetensors", "model.json") else None)
-        run.finish(recorded=digest)
-        return True
-
-    def complete(self, store: ArtifactStore, report: Path | None) -> None:
-        """Bring every run up to what the store holds."""
-        comparison = compare(self._plan, store)
-        fingerprint = record.fingerprint(to_json(comparison), report)
-        if self._parent.tags.get(RECORDED) == fingerprint and self._parent.status == "FINISHED":
-            return
-        for digest in self._plan.stages:
-            self.stage(digest, store)
-        rows = rows_by_column(self._plan, read_results(self._plan, store))
-        for combination in self._plan.combinations:
-            keyed = rows.get((combination.name, combination.seed))
-            if keyed is not None:
-                run = self._combination_run(combination)
-                run.log_metrics({key: r.value for key, r in keyed.items() if r.value is not None}, step=0)
-                run.log_text("rows.json", json.dumps([r.model_dump(mode="json") for r in keyed.values()], indent=1))
-                run.tag(self._stages_of(combination))
-                run.finish(recorded=combination.measured_by)
-        files = {
-            "spec.yaml": record.resolved_spec(self._experiment),
-            "plan.json": self._plan.model_dump_json(indent=1),
-            "environment.json": json.dumps(record.environment(), indent=1),
-            "comparison.json": to_json(comparison),
-            "comparison.csv": to_csv(comparison),
-        }
-        for name, text in files.items():
-            self._parent.log_text(name, text)
-        if report is not None:
-            self._parent.log_file(report, None)
-        if len(rows) == len({(c.name, c.seed) for c in self._plan.combinations}):
-            self._parent.finish(recorded=fingerprint)
-        elif any(run.status == "FAILED" for run in self._runs.values()):
-            self._parent.fail("at least one stage failed")
-
-    def suspend(self) -> None:
-        """The run ends: what is still open was stopped, and can be gone on with."""
-        for run in self._runs.values():
-            if run.status == "RUNNING":
-                run.set_status("KILLED")
-
-    def _existing(self) -> Iterable[Run]:
-        """All runs of this plan, oldest first."""
+    def _search(self) -> Iterable[Run]:
         token = None
         while True:
             page = self._client.search_runs(
-                [self._experiment_id],
-                f"tags.`{PLAN}` = '{self._digest}'",
-                order_by=["attributes.start_time ASC"],
+                [self.experiment_id],
+                f"tags.`{PLAN}` = '{self._plan_digest}'",
+                order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
                 page_token=token,
             )
             yield from page
@@ -230,41 +95,8 @@ class Record:
             if not token:
                 return
 
-    def _combination_run(self, combination: Combination) -> _Run:
-        key = f"{combination.name} #{combination.seed}"
-        several = len({c.seed for c in self._plan.combinations}) > 1
-        title = f"{combination.name}, seed {combination.seed}" if several else combination.name
-        run = self._run("combination", key, title, parent=self._parent.id)
-        run.log_parameters(record.combination_parameters(self._plan, combination))
-        return run
 
-    def _stage_run(self, digest: str) -> _Run:
-        key = f"stage:{digest}"
-        if key not in self._runs:
-            parent = self._combination_run(self._owners[digest])
-            self._run("stage", digest, self._plan.stages[digest].label, parent=parent.id)
-        run = self._runs[key]
-        run.log_parameters(record.stage_parameters(self._plan, digest))
-        return run
-
-    def _stages_of(self, combination: Combination) -> dict[str, str]:
-        """Which runs hold the stages of a combination: as tag for programs, as a note with links for people."""
-        runs = {self._plan.stages[d].label: self._runs[f"stage:{d}"].id for d in combination.stages}
-        links = "\n".join(
-            f"* [{label}](#/experiments/{self._experiment_id}/runs/{run_id})" for label, run_id in runs.items()
-        )
-        return {"slimvit.stages": json.dumps(runs), "mlflow.note.content": f"Stages, in order:\n\n{links}"}
-
-    def _run(self, kind: str, key: str, title: str, parent: str | None) -> _Run:
-        found = self._runs.get(f"{kind}:{key}")
-        if found is None:
-            tags = {PLAN: self._digest, KIND: kind, KEY: key} | ({"mlflow.parentRunId": parent} if parent else {})
-            created = self._client.create_run(self._experiment_id, run_name=title, tags=tags)
-            found = self._runs[f"{kind}:{key}"] = _Run(self._client, created, fresh=True)
-        return found
-
-
-class _Run:
+class TrackedRun:
     """One MLflow run, with what the server is known to hold of it."""
 
     def __init__(self, client: MlflowClient, run: Run, *, fresh: bool) -> None:
@@ -274,9 +106,10 @@ class _Run:
         self.tags: dict[str, str] = dict(run.data.tags)
         self._parameters = set(run.data.params)
         self._metrics = set(run.data.metrics)
-        self._points: set[tuple[str, int]] | None = set() if fresh else None
+        self._held: set[tuple[str, int]] | None = set() if fresh else None
 
     def log_parameters(self, parameters: Mapping[str, str]) -> None:
+        """Send the parameters that the server does not have."""
         from mlflow.entities import Param
 
         named = {_name(key): value for key, value in parameters.items()}
@@ -285,27 +118,38 @@ class _Run:
             self._client.log_batch(self.id, params=new[i : i + _TAGS_AND_PARAMS])
         self._parameters |= named.keys()
 
-    def log_metrics(self, values: Mapping[str, Any], step: int) -> None:
-        """Send the finite values that the server does not have at this step."""
+    def log_points(self, points: Iterable[Point]) -> None:
+        """Send the values that the server does not have at their steps; of two at one step, the first."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        named = {_name(key): value for key, value in finite(dict(values)).items()}
-        new = [Metric(key, value, now, step) for key, value in named.items() if (key, step) not in self._held()]
-        for i in range(0, len(new), _BATCH):
-            self._client.log_batch(self.id, metrics=new[i : i + _BATCH])
-        self._held().update((metric.key, step) for metric in new)
+        held = self._points()
+        new: dict[tuple[str, int], Metric] = {}
+        for point in points:
+            place = _name(point.key), point.step
+            if place not in held:
+                new.setdefault(place, Metric(place[0], point.value, point.at_ms, point.step))
+        batch = list(new.values())
+        for i in range(0, len(batch), _BATCH):
+            self._client.log_batch(self.id, metrics=batch[i : i + _BATCH])
+        held.update(new)
+
+    def log_metrics(self, values: Mapping[str, Any], step: int, at_ms: int) -> None:
+        """Send the finite ones of these values."""
+        self.log_points(Point(key, value, step, at_ms) for key, value in finite(dict(values)).items())
 
     def log_text(self, name: str, text: str) -> None:
+        """Keep a text as a file of the run."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.write_text(text, encoding="utf-8")
             self.log_file(path, None)
 
     def log_file(self, path: Path, folder: str | None) -> None:
+        """Keep a file with the run."""
         self._client.log_artifact(self.id, str(path), folder)
 
     def tag(self, tags: Mapping[str, str]) -> None:
+        """Set the tags that differ."""
         from mlflow.entities import RunTag
 
         new = [RunTag(key, value[: record.MAX_TAG]) for key, value in tags.items() if self.tags.get(key) != value]
@@ -313,52 +157,69 @@ class _Run:
             self._client.log_batch(self.id, tags=new)
         self.tags |= tags
 
-    def set_status(self, status: str) -> None:
+    def set_status(self, status: str, at_ms: int) -> None:
+        """Set the status; the end of a run that ends is `at_ms`."""
         if status == self.status:
             return
         if status == "RUNNING":
             self._client.update_run(self.id, status=status)
         else:
-            self._client.set_terminated(self.id, status)
+            self._client.set_terminated(self.id, status, end_time=at_ms)
         self.status = status
 
-    def finish(self, recorded: str) -> None:
+    def finish(self, recorded: str, at_ms: int) -> None:
         """Mark as finished; the tag, written last, says what of the store is recorded."""
-        self.set_status("FINISHED")
-        if self.tags.pop(_REASON, None) is not None:
-            self._client.delete_tag(self.id, _REASON)
+        self.set_status("FINISHED", at_ms)
+        if self.tags.pop(REASON, None) is not None:
+            self._client.delete_tag(self.id, REASON)
         self.tag({RECORDED: recorded})
 
-    def fail(self, reason: str) -> None:
-        self.set_status("FAILED")
-        self.tag({_REASON: reason})
+    def fail(self, reason: str, at_ms: int) -> None:
+        """Mark as failed."""
+        self.set_status("FAILED", at_ms)
+        self.tag({REASON: reason})
 
-    def _held(self) -> set[tuple[str, int]]:
+    def _points(self) -> set[tuple[str, int]]:
         """(Metric, step) of every value on the server; asked for once, and only of runs that an earlier run began."""
-        if self._points is None:
-            self._points = {
+        if self._held is None:
+            self._held = {
                 (key, point.step) for key in self._metrics for point in self._client.get_metric_history(self.id, key)
             }
-        return self._points
+        return self._held
 
 
 def _connect(uri: str) -> MlflowClient:
-    """A client for this address alone; a missing SQLite file is made."""
+    """A client for this address alone."""
     # Read by mlflow on import: a dead server is given up after seconds instead of minutes, and nothing phones home.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # No retries below ours: MLflow's would send `create run` a second time after an answer that was lost.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     for chatty in ("mlflow", "alembic"):  # making a fresh database takes dozens of lines otherwise
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    file = record.sqlite_file(uri)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri)
 
 
+@contextlib.contextmanager
+def _alone_in_database(uri: str) -> Iterator[None]:
+    """One process at a time makes, and looks up, the tables and the experiment of a SQLite file."""
+    file = record.sqlite_file(uri)
+    if file is None:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f".{file.name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if file.exists():  # MLflow tries for minutes to open what cannot be opened
+            file.open("ab").close()
+        yield
+
+
 def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
@@ -367,7 +228,13 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     # Beside the database: MLflow's own choice depends on where the program was started.
     file = record.sqlite_file(uri)
     location = (file.parent / f"{file.stem}-artifacts").as_uri() if file else None
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        found = client.get_experiment_by_name(name)  # made by somebody else meanwhile
+        if found is None:
+            raise
+        return str(found.experiment_id)
 
 
 def _name(key: str) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.execution.events import StageFailed, StageFinished, StageStarted
-from orchestrator.planning.plan import TrainStage
+from orchestrator.execution.events import StageFailed, StageStarted
 from orchestrator.reporting import record
-from orchestrator.reporting.results import read_results, rows_by_column
-from orchestrator.reporting.tracking import Tracker
 from orchestrator.training.interface import Progress
+from tests.reporting.tracked import artefacts, check_complete, events, query, runs, tracker
 
 
 @pytest.fixture(scope="module")
@@ -41,86 +36,6 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uri(empty_database: Path, tmp_path: Path) -> str:
     (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
-
-
-def refuse(message: str) -> None:
-    pytest.fail(message)
-
-
-def tracker(lab: Any, uri: str, **options: Any) -> Tracker:
-    return Tracker(uri, lab.name, lab.plan, lab.experiment, **({"warn": refuse} | options))
-
-
-def events(lab: Any, stages: list[Any] | None = None) -> list[Any]:
-    """What a run of these stages says."""
-    said: list[Any] = []
-    for stage in stages or lab.plan.walk():
-        said.append(StageStarted(stage.digest, lane=0, attempt=1, at=0.0))
-        if isinstance(stage, TrainStage):
-            said.append(Progress("start", stage.digest))
-            said += [Progress(**line) for line in lab.history(stage)]
-        said.append(StageFinished(stage.digest, lane=0, seconds=1.0))
-    return said
-
-
-def query(uri: str, sql: str) -> list[tuple[Any, ...]]:
-    """Straight from the database, past MLflow's own views."""
-    with sqlite3.connect(uri.removeprefix("sqlite:///")) as connection:
-        return connection.execute(sql).fetchall()
-
-
-def runs(lab: Any, uri: str) -> dict[str, Any]:
-    """`kind:key` → run; two runs of one key fail the test."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(lab.name)
-    found = client.search_runs([experiment.experiment_id], max_results=1000)
-    keys = Counter(f"{r.data.tags['slimvit.kind']}:{r.data.tags['slimvit.key']}" for r in found)
-    assert max(keys.values()) == 1
-    return {f"{r.data.tags['slimvit.kind']}:{r.data.tags['slimvit.key']}": r for r in found}
-
-
-def check_complete(lab: Any, uri: str) -> None:
-    """Everything of the store is there, once."""
-    found = runs(lab, uri)
-    plan = lab.plan
-    assert len(found) == 1 + len(plan.combinations) + len(plan.stages)
-    assert {r.info.status for r in found.values()} == {"FINISHED"}
-    assert query(uri, "select run_uuid, key, step, count(*) from metrics group by 1, 2, 3 having count(*) > 1") == []
-    parent = found[f"experiment:{plan.experiment}"]
-    owners = record.owners(plan)
-    rows = rows_by_column(plan, read_results(plan, lab.store))
-    for c in plan.combinations:
-        run = found[f"combination:{c.name} #{c.seed}"]
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert (run.data.params["merging"], run.data.params["seed"]) == (c.labels["merging"], str(c.seed))
-        expected = {k: r.value for k, r in rows[c.name, c.seed].items() if r.value is not None}
-        assert run.data.metrics == pytest.approx(expected)
-        stages = json.loads(run.data.tags["slimvit.stages"])
-        assert stages == {plan.stages[d].label: found[f"stage:{d}"].info.run_id for d in c.stages}
-    for digest, stage in plan.stages.items():
-        run = found[f"stage:{digest}"]
-        owner = owners[digest]
-        owner_run = found[f"combination:{owner.name} #{owner.seed}"]
-        assert run.data.tags["mlflow.parentRunId"] == owner_run.info.run_id
-        files = artefacts(run)
-        if isinstance(stage, TrainStage):
-            assert {"history.jsonl", "result.json", "stage.json", "checkpoint/model.safetensors"} <= files
-            assert run.data.params["training.optimizer.lr"] == "0.001"
-            curve = query(
-                uri,
-                f"select step, value from metrics where run_uuid='{run.info.run_id}' and key='val_top1' order by step",
-            )
-            assert curve == [(h["epoch"], h["values"]["val_top1"]) for h in lab.history(stage)]
-        else:
-            assert {"rows.json", "stage.json"} <= files
-    assert {"spec.yaml", "plan.json", "environment.json", "comparison.json", "comparison.csv"} <= artefacts(parent)
-
-
-def artefacts(run: Any) -> set[str]:
-    root = Path(run.info.artifact_uri.removeprefix("file://"))
-    return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
@@ -182,15 +97,15 @@ def test_killed_in_the_middle_and_gone_on(small: Any, uri: str) -> None:
         sys.path.insert(0, sys.argv[1])
         from conftest import Lab
         from orchestrator.execution.events import StageStarted
-        from orchestrator.reporting.tracking import Tracker
+        from orchestrator.reporting.tracker import Tracker
         from orchestrator.training.interface import Progress
         lab = Lab(Path(sys.argv[2]), seeds=(0, 1), merging=("none", "r2"), distill=("soft",))
-        tracker = Tracker(sys.argv[3], lab.name, lab.plan, lab.experiment)
+        tracker = Tracker(sys.argv[3], lab.name, lab.plan, lab.experiment, journals=lab.root / "journal")
         stage = next(lab.plan.walk())
         tracker.on_event(StageStarted(stage.digest, 0, 1, 0.0))
         for line in lab.history(stage)[:2]:
             tracker.on_event(Progress(**line))
-        tracker._background.call(lambda record: print("written", flush=True))
+        tracker._writer.call(lambda record: print("written", flush=True))
         time.sleep(60)
     """
     arguments = [str(Path(__file__).parent), str(small.root), uri]
@@ -280,7 +195,7 @@ def test_a_dead_server_is_one_warning(small: Any) -> None:
         assert not live.sync(small.plan, small.store)
         live.close()
     assert len(warnings) == 1
-    assert "cannot be written" in warnings[0]
+    assert "connection refused" in warnings[0]
     assert "completes the record" in warnings[0]
 
 
