@@ -188,7 +188,7 @@ def raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:
     """
     if summary.interrupted:
         raise Interrupted(
-            f"stopped with {len(summary.done_before) + len(summary.finished)} of {len(plan.stages)} stages finished; "
+            f"stopped with {len(summary.done_before) + len(summary.finished) + len(summary.found)} of {len(plan.stages)} stages finished; "
             "the progress of the others is saved. Run the same command to go on"
         )
     if summary.failed:

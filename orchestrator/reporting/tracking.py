@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import ArtifactStore
-from orchestrator.execution.events import Event, StageFailed, StageFinished, StageStarted
+from orchestrator.execution.events import Event, StageFailed, StageFinished, StageFound, StageStarted
 from orchestrator.planning.plan import Combination, MeasureStage, Plan
 from orchestrator.reporting import record
 from orchestrator.reporting.background import Background
@@ -85,7 +85,7 @@ class Tracker:
                 self._background.post(lambda r: r.stage_started(stage))
             case Progress(kind="epoch", stage=stage, epoch=epoch, values=values):
                 self._background.post(lambda r: r.epoch(stage, epoch, values))
-            case StageFinished(stage=stage):
+            case StageFinished(stage=stage) | StageFound(stage=stage):
                 self._background.post(lambda r: r.stage_finished(stage, store))
             case StageFailed(stage=stage, reason=reason):
                 self._background.post(lambda r: r.stage_failed(stage, reason))
