@@ -149,6 +149,19 @@ class LocalStore:
                 )
         return Path(folder)
 
+    def damage(self, name: str) -> list[str]:
+        """What is wrong with an artefact; every file is read.
+
+        Raises:
+            FileNotFoundError: if there is no such artefact.
+        """
+        try:
+            files = self._marker(name)
+        except ValueError as error:
+            return [str(error)]
+        paths = {os.path.join(self.place(name), file): known for file, known in files.items()}
+        return [f"`{path}` {problem}" for path, known in paths.items() if (problem := difference(path, known))]
+
     def names(self, prefix: str) -> Iterator[str]:
         """Names of all committed artefacts below a prefix (whole parts: `progress/ab` does not match
         `progress/abc`), sorted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from cluster.address import Address
+from specs.address import Address
 from cluster.cache import Cache, cache_folder
 from cluster.marker import Contents, Marker, contents_of, difference, files_below, parts_of
 from cluster.s3_client import client, objects
@@ -162,6 +163,22 @@ class S3Store:
             wanted = {file: known for file, known in wanted.items() if difference(str(folder / file), known)}
             if problems := download(where, wanted, folder):
                 raise ValueError(f"artefact `{name}` is damaged: {'; '.join(problems)}. {self._mend(name)}")
+
+    def damage(self, name: str) -> list[str]:
+        """What is wrong with an artefact; every file is fetched anew.
+
+        Raises:
+            FileNotFoundError: if there is no such artefact.
+        """
+        try:
+            marker = self._marker(name)
+        except ValueError as error:
+            return [str(error)]
+        problems: list[str] = []
+        for file, known in marker.files.items():  # one at a time, to need little room
+            with tempfile.TemporaryDirectory(prefix="slimvit-verify-") as folder:
+                problems += download(self._below(name, marker.folder), {file: known}, Path(folder))
+        return problems
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of all committed artefacts below a prefix (whole parts), sorted."""

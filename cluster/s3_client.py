@@ -12,7 +12,7 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from cluster.address import Address
+from specs.address import Address
 from cluster.s3_errors import explained
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from boto3.exceptions import Boto3Error
 from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cluster.address import Address
+from specs.address import Address
 from cluster.storage import StoreUnavailable
 
 _CREDENTIALS = (

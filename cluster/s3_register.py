@@ -7,7 +7,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from cluster.address import Address
+from specs.address import Address
 from cluster.lease import Entry, Record
 from cluster.marker import parts_of
 from cluster.s3_client import client, objects

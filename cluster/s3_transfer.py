@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from boto3.s3.transfer import create_transfer_manager
 from botocore.exceptions import ClientError
 
-from cluster.address import Address
+from specs.address import Address
 from cluster.marker import Contents, size_and_sha256
 from cluster.s3_client import PART_BYTES, client, transfer_config
 from cluster.s3_errors import absent, explained

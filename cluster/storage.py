@@ -114,6 +114,14 @@ class ArtifactStore(ArtifactSource, Protocol):
         """Names of all committed artefacts below a prefix, sorted."""
         ...
 
+    def damage(self, name: str) -> list[str]:
+        """What is wrong with an artefact as it lies in the store, no cache in between; empty if nothing is.
+
+        Raises:
+            FileNotFoundError: if there is no such artefact.
+        """
+        ...
+
     def inventory(self) -> Inventory:
         """Everything that is there, with sizes."""
         ...

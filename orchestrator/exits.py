@@ -13,7 +13,8 @@ from pathlib import Path
 
 import typer
 
-from orchestrator.errors import Interrupted, SlimvitError, UsageError
+from cluster.storage import StoreUnavailable
+from orchestrator.errors import Interrupted, SlimvitError, StoreError, UsageError
 
 INTERNAL_ERROR = 70
 """Exit code of our own mistakes (`EX_SOFTWARE` of sysexits.h)."""
@@ -32,6 +33,9 @@ def ending(command: Callable[[], object]) -> int:
     except SlimvitError as error:
         say(error.message)
         return error.exit_code
+    except StoreUnavailable as error:
+        say(str(error))
+        return StoreError.exit_code
     except typer.TyperException as error:
         say(f"{error.format_message()}{_usage(error)}")
         return error.exit_code

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cluster.local import LocalStore
+from cluster.storage import ArtifactStore
 from orchestrator.errors import Interrupted, PlanError, StageFailed, StoreError
 from orchestrator.execution import driver
 from orchestrator.execution.events import Event, RunStarted
@@ -61,7 +61,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     """
     document = load(spec, assignments, resolver=registry.resolver)
     plan, experiment = make_plan(document), document.experiment
-    store = open_store(experiment.storage.root)
+    store = open_store(experiment.storage)
     # A file or a pipe has no width: there the table keeps all of its columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     missing = to_run(plan, finished(plan, store))
@@ -76,7 +76,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
         raise StoreError(str(error)) from error
 
     _show_plan(plan, experiment, console)
-    console.print(f"MLflow  {experiment.tracking.uri}\nStore   {store.root}", soft_wrap=True)
+    console.print(f"MLflow  {experiment.tracking.uri}\nStore   {store.location}", soft_wrap=True)
     record = RecordMark(plan, experiment, store)
     if missing:
         record.invalidate()
@@ -105,7 +105,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     raise_if_unfinished(plan, summary)
 
 
-def commit_plan(plan: Plan, experiment: Experiment, store: LocalStore) -> None:
+def commit_plan(plan: Plan, experiment: Experiment, store: ArtifactStore) -> None:
     """Keep plan and resolved spec in the store, so that results can be found by the experiment's name.
 
     The artefact is `plans/<experiment>/<UTC time>-<digest>`; repeating the latest run adds none.
@@ -122,13 +122,13 @@ def commit_plan(plan: Plan, experiment: Experiment, store: LocalStore) -> None:
     try:
         _commit(store, f"plans/{plan.experiment}/{now}-{digest}", files)
     except OSError as error:
-        raise StoreError(f"the plan cannot be kept in the store `{store.root}`: {error}") from error
+        raise StoreError(f"the plan cannot be kept in the store `{store.location}`: {error}") from error
 
 
 def watched(
     plan: Plan,
     experiment: Experiment,
-    store: LocalStore,
+    store: ArtifactStore,
     address: str | None,
     plain: bool,
     console: Console,
@@ -145,7 +145,7 @@ def watched(
         return driver.run(plan, experiment, store=store, address=address, on_event=tell, should_stop=stop)
 
 
-def _tracker(plan: Plan, experiment: Experiment, store: LocalStore, console: Console) -> Tracker:
+def _tracker(plan: Plan, experiment: Experiment, store: ArtifactStore, console: Console) -> Tracker:
     from orchestrator.reporting.tracking import Tracker
 
     def warn(message: str) -> None:
@@ -166,7 +166,7 @@ def _show_plan(plan: Plan, experiment: Experiment, console: Console) -> None:
 
 
 def _show_comparison(
-    plan: Plan, experiment: Experiment, store: LocalStore, summary: driver.RunSummary, console: Console
+    plan: Plan, experiment: Experiment, store: ArtifactStore, summary: driver.RunSummary, console: Console
 ) -> tuple[Path, str]:
     """Print the table, write the report; returns the report's path, and what both were made from."""
     from orchestrator.reporting.command import write_report
@@ -201,7 +201,7 @@ def raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:
         )
 
 
-def _commit(store: LocalStore, name: str, files: dict[str, str]) -> None:
+def _commit(store: ArtifactStore, name: str, files: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory(prefix="slimvit-") as scratch:
         folder = Path(scratch) / "artefact"
         folder.mkdir()

@@ -53,7 +53,7 @@ def compare_experiment(
     assignments: Sequence[str],
     output_format: str,
     out: Path | None,
-    store_root: Path | None,
+    store_root: str | Path | None,
     *,
     beside: Sequence[str] = (),
     cost: str = "macs",

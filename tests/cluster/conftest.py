@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.address import Address
+from specs.address import Address
 from cluster.cache import FOLDER_VARIABLE
 from cluster.local import LocalStore
 from cluster.s3 import S3Store

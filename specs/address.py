@@ -102,3 +102,14 @@ def check_no_secret(text: str) -> None:
             "Credentials come from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), from `~/.aws`, or "
             "from the machine's role"
         )
+
+
+def checked_place(text: str) -> str:
+    """A folder's path as it is, or an address that `Address.parse` reads.
+
+    Raises:
+        ValueError: if it is an address and no such one.
+    """
+    if is_remote(text):
+        Address.parse(text)
+    return text
