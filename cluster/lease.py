@@ -1,12 +1,12 @@
 """Who is at which stage: what a lease says, and when it may be taken over. Pure; knows no store.
 
-A lease is one small record in the store's register. Its holder writes it anew every `BEAT_S` seconds. Whoever finds one
-that is not renewed takes it over with a greater token, by a write that succeeds only if nobody wrote in between. The
-old holder finds out at its next renewal, and stops. What it still commits meanwhile does no harm: artefacts are named by
-what determines their content, and the first commit of a name stands.
+A lease is one small record in the store's register. Its holder writes it anew every `BEAT_S` seconds. Whoever finds
+one that is not renewed takes it over with a greater token, by a write that succeeds only if nobody wrote in between.
+The old holder finds out at its next renewal, and stops. What it still commits meanwhile does no harm: artefacts are
+named by what determines their content, and the first commit of a name stands.
 
-No machine's clock is trusted alone. A record that does not change for `TTL_S` on the watcher's own monotonic clock has no
-living holder, whatever the date is. Where the store's clock says that a record is old already, a shorter watch
+No machine's clock is trusted alone. A record that does not change for `TTL_S` on the watcher's own monotonic clock has
+no living holder, whatever the date is. Where the store's clock says that a record is old already, a shorter watch
 confirms it, so that a jump of that clock takes no lease from a holder that renews it.
 """
 

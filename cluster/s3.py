@@ -30,7 +30,7 @@ _MARKERS_AT_ONCE = 16
 _LEASES, _PROBE, _SCRATCH = ".leases", ".probe", ".scratch"
 _UNSAFE_ENDPOINT = (
     "writes a lease that is there already: it ignores `If-None-Match`, so that two runs would compute the same stages "
-    "and neither would know. Use a store that knows conditional writes (Amazon S3, MinIO since 2024, Ceph since Tentacle)"
+    "and neither would know. Use a store that knows conditional writes, such as Amazon S3 or a recent MinIO"
 )
 
 
@@ -38,10 +38,10 @@ class S3Store:
     """Objects below an address; see `cluster.storage.ArtifactStore` for what the methods promise.
 
     The files of a commit go to `<prefix>/<name>/<commit>/…`, a place of their own, and the marker
-    `<prefix>/<name>/COMMIT.json` follows last, by a write that fails if there is one. So a reader sees an artefact whole
-    or not at all, and nobody ever writes over a file that a marker names. What is fetched is kept in this node's
-    cache, where its digests are verified each time. Objects hold nothing but the address: they can be sent to other
-    processes and nodes. Credentials come from the environment of each process, or from boto3's other places.
+    `<prefix>/<name>/COMMIT.json` follows last, by a write that fails if there is one. So a reader sees an artefact
+    whole or not at all, and nobody ever writes over a file that a marker names. What is fetched is kept in this
+    node's cache, where its digests are verified each time. Objects hold nothing but the address: they can be sent to
+    other processes and nodes. Credentials come from the environment of each process, or from boto3's other places.
 
     Args:
         address: where it is.

@@ -50,7 +50,8 @@ Assignments = Annotated[
     ),
 ]
 Store = Annotated[
-    str | None, typer.Option(help="Artefact store (folder or s3://BUCKET/PREFIX), if no spec names it.", metavar="PLACE")
+    str | None,
+    typer.Option(help="Artefact store (folder or s3://BUCKET/PREFIX), if no spec names it.", metavar="PLACE"),
 ]
 Address = Annotated[str, typer.Option(help="Ray cluster, e.g. http://head:8265.")]
 RunAddress = Annotated[str | None, typer.Option(help="Ray cluster to use instead of an embedded one.")]

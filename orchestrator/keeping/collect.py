@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from cluster.lease import TTL_S
+from cluster.lease import TTL_S, Entry
 from cluster.storage import ArtifactStore
 from orchestrator.errors import UsageError
 from orchestrator.keeping.reach import Doomed, Policy, doomed
@@ -42,12 +42,13 @@ def collect(
     """
     store = store_of(specs, place)
     names, policy, history = _kept(keep, experiments(store))
-    roots = roots_of([*specs, *names] if specs or not names else names, store, history=history)
+    roots = roots_of([*specs, *names], store, history=history)
     inventory = store.inventory()
     found = doomed(inventory.artefacts, inventory.leftovers, roots, leased(store), policy)
     total = sum(kept.size for kept in (*inventory.artefacts, *inventory.leftovers))
     say(f"Store {store.location}: {shown_bytes(total)} in {len(inventory.artefacts)} artefacts")
-    say(f"To stay: what {', '.join(sorted(roots.plans)) or 'nobody'} needs, and what is younger than {policy.days:g} days")
+    needed_by = ", ".join(sorted(roots.plans)) or "nobody"
+    say(f"To stay: what {needed_by} needs, and what is younger than {policy.days:g} days")
     size = sum(each.kept.size for each in found)
     for line in _lines(found):
         say(line)
@@ -68,11 +69,12 @@ def leased(store: ArtifactStore) -> frozenset[str]:
     """Names of the stages' artefacts that runs are at."""
     register = store.register()
     entries = {name: register.read(name) for name in register.names()}
-    return frozenset(
-        name
-        for name, entry in entries.items()
-        if entry is not None and not (entry.record is not None and (entry.record.released or entry.record.process.gone()))
-    )
+    return frozenset(name for name, entry in entries.items() if entry is not None and _held(entry))
+
+
+def _held(entry: Entry) -> bool:
+    """Whether anybody may still be at it; of one that cannot be read, nobody knows."""
+    return entry.record is None or not (entry.record.released or entry.record.process.gone())
 
 
 def _kept(words: Iterable[str], known: Sequence[str]) -> tuple[list[str], Policy, bool]:
@@ -116,6 +118,7 @@ def _forget_leases(store: ArtifactStore) -> None:
     register = store.register()
     for name in register.names():
         entry = register.read(name)
-        if entry is not None and entry.record is not None and entry.age_s > 2 * TTL_S:
-            if entry.record.released or store.committed(name):
-                register.remove(name)
+        if entry is None or entry.age_s < 2 * TTL_S:
+            continue
+        if not _held(entry) or store.committed(name):
+            register.remove(name)

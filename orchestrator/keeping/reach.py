@@ -34,7 +34,7 @@ class Roots:
 
     def keeps(self, name: str) -> bool:
         """Whether an artefact stays."""
-        return name.startswith(tuple(f"{kind}/" for kind in ALWAYS)) or name in self.records or bool(self.reached_by(name))
+        return name.split("/")[0] in ALWAYS or name in self.records or bool(self.reached_by(name))
 
 
 @dataclass(frozen=True)
