@@ -96,9 +96,11 @@ def _rendered(plan: Plan, experiment: Experiment) -> Group:
     parts: list[Text | Tree] = [_tree(plan, found), Text(_summary(_counts(plan, found)))]
     if stores(plan, plan.stages):
         sizes = _stored_bytes(plan, found, store).items()
-        size = {name: "no limit" if value is None else shown_bytes(value) for name, value in sizes}
+        size = {name: "any room" if value is None else shown_bytes(value) for name, value in sizes}
         parts.append(
-            Text(f"Stored teachers: {size['all']}; {size['to_write']} to write, {size['free']} free in {store.location}.")
+            Text(
+                f"Stored teachers: {size['all']}; {size['to_write']} to write, {size['free']} free in {store.location}."
+            )
         )
     missing = _to_run(found)
     obstacles = cannot_start(plan, missing, experiment.resources)
