@@ -215,9 +215,7 @@ class Leases:
                 seen = self._seen[name] = _Seen(entry.version, time.monotonic())
             watched_s = time.monotonic() - seen.since
         gone = entry is not None and entry.record is not None and entry.record.process.gone()
-        return judge(
-            entry, self._me, watched_s=watched_s, holder_gone=gone, ttl_s=self._ttl_s, beat_s=self._beat_s
-        )
+        return judge(entry, self._me, watched_s=watched_s, holder_gone=gone, ttl_s=self._ttl_s, beat_s=self._beat_s)
 
     def _write(self, name: str, entry: Entry | None) -> bool:
         before = 0 if entry is None or entry.record is None else entry.record.token

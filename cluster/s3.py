@@ -13,7 +13,6 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from specs.address import Address
 from cluster.cache import Cache, cache_folder
 from cluster.marker import Contents, Marker, contents_of, difference, files_below, parts_of
 from cluster.s3_client import client, objects
@@ -21,6 +20,7 @@ from cluster.s3_errors import absent, code_of, explained, raced
 from cluster.s3_register import S3Register, now
 from cluster.s3_transfer import download, upload
 from cluster.storage import ABANDONED_S, MARKER, Inventory, Kept, StoreUnavailable
+from specs.address import Address
 
 _ASKED_ONE_BY_ONE = 20
 """More names than this are looked for in a listing."""

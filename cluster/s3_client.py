@@ -12,8 +12,8 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from specs.address import Address
 from cluster.s3_errors import explained
+from specs.address import Address
 
 MIB = 1 << 20
 PART_BYTES = 16 * MIB

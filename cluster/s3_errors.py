@@ -10,8 +10,8 @@ from boto3.exceptions import Boto3Error
 from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
 
-from specs.address import Address
 from cluster.storage import StoreUnavailable
+from specs.address import Address
 
 _CREDENTIALS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN with temporary ones), or AWS_PROFILE, or "
@@ -69,6 +69,11 @@ def explained(doing: str, where: Address) -> Iterator[None]:
         raise
     except ClientError as error:
         raise StoreUnavailable(f"cannot {doing} {where}: {_answer(error, where)}") from error
+    except RecursionError as error:  # botocore follows redirects to regions without counting them
+        raise StoreUnavailable(
+            f"cannot {doing} {where}: {_endpoint(where)} sends every request elsewhere and does not say to which region. "
+            "Set AWS_REGION to the bucket's region, and check `endpoint`"
+        ) from error
     except (BotoCoreError, Boto3Error) as error:
         raise StoreUnavailable(f"cannot {doing} {where}: {_no_answer(error, where)}") from error
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from specs.address import Address
 from cluster.lease import Entry, Record
 from cluster.marker import parts_of
 from cluster.s3_client import client, objects
 from cluster.s3_errors import absent, explained, raced
+from specs.address import Address
 
 _SUFFIX = ".json"
 

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from boto3.s3.transfer import create_transfer_manager
 from botocore.exceptions import ClientError
 
-from specs.address import Address
 from cluster.marker import Contents, size_and_sha256
 from cluster.s3_client import PART_BYTES, client, transfer_config
 from cluster.s3_errors import absent, explained
+from specs.address import Address
 
 _FILES_AT_ONCE = 8
 
@@ -112,9 +112,7 @@ def _receive(manager: _Manager, address: Address, folder: Path, file: str, expec
         if hashed.size != expected["size"]:
             return f"`{address.plain}/{file}` has {hashed.size} bytes instead of {expected['size']}"
         if hashed.digest != expected["sha256"]:
-            return (
-                f"`{address.plain}/{file}` has SHA-256 {hashed.digest[:12]}… instead of {expected['sha256'][:12]}…"
-            )
+            return f"`{address.plain}/{file}` has SHA-256 {hashed.digest[:12]}… instead of {expected['sha256'][:12]}…"
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
         return None

@@ -126,8 +126,8 @@ def _say_untrained(
     """
     if not trained:
         raise UsageError(
-            f"nothing of `{found.plan.experiment}` that you want measured is trained in the store {found.store.location}. "
-            "Run the spec first (`slimvit run`), or name another store with `--store`."
+            f"nothing of `{found.plan.experiment}` that you want measured is trained in the store "
+            f"{found.store.location}. Run the spec first (`slimvit run`), or name another store with `--store`."
         )
     if untrained:
         several = len({c.seed for c in found.plan.combinations}) > 1

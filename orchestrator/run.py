@@ -187,8 +187,9 @@ def raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:
         Interrupted, StageFailed: unless every stage is finished.
     """
     if summary.interrupted:
+        finished = len(summary.done_before) + len(summary.finished) + len(summary.found)
         raise Interrupted(
-            f"stopped with {len(summary.done_before) + len(summary.finished) + len(summary.found)} of {len(plan.stages)} stages finished; "
+            f"stopped with {finished} of {len(plan.stages)} stages finished; "
             "the progress of the others is saved. Run the same command to go on"
         )
     if summary.failed:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specs.address import Address, is_remote
 from cluster.local import LocalStore
 from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError
+from specs.address import Address, is_remote
 from specs.experiment import StorageSpec
 
 

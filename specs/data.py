@@ -54,8 +54,8 @@ class ImageFolder(_Data):
     """Marks this kind of data."""
 
     root: str = Field(min_length=1)
-    """Path of the folder, or `s3://BUCKET/PREFIX` (each node then keeps the images that it needs in its cache); relative
-    paths count from where the command runs, `~` and `${VARIABLE}` are expanded."""
+    """Path of the folder, or `s3://BUCKET/PREFIX` (each node then keeps the images that it needs in its cache);
+    relative paths count from where the command runs, `~` and `${VARIABLE}` are expanded."""
 
     endpoint: str | None = None
     """Address of an S3-compatible store, `http(s)://HOST:PORT`, for a root that begins with `s3://`; `null` =

@@ -134,7 +134,7 @@ def stores(plan: Plan, of: Collection[str]) -> list[StoreStage]:
 
 
 def no_room(plan: Plan, missing: Collection[str], store: ArtifactStore) -> list[str]:
-    """Why the answers that are still to be written do not fit on the store's disk; empty if they do, or if it has no limit."""
+    """Why the answers that are still to be written do not fit on the store's disk; empty if they do."""
     wanted = stores(plan, missing)
     needed, free = sum(bytes_to_write(stage, store) for stage in wanted), store.free_bytes()
     return [] if free is None or needed <= free else [too_large(wanted, needed, free, store.location)]

@@ -152,7 +152,7 @@ def _read(store: ArtifactStore, name: str) -> Found:
         experiment = Experiment.model_validate_json((folder / "experiment.json").read_bytes(), context=context)
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"the plan `{name}` in {store.location} cannot be read: {error}. Delete `{store.place(name)}`; then the plan "
-            "before it counts, and `slimvit run` on the spec keeps a new one."
+            f"the plan `{name}` in {store.location} cannot be read: {error}. Delete `{store.place(name)}`; then the "
+            "plan before it counts, and `slimvit run` on the spec keeps a new one."
         ) from error
     return Found(plan, experiment, store)

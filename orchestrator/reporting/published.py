@@ -76,8 +76,8 @@ def import_results(files: Sequence[Path], name: str, store: ArtifactStore) -> st
             store.commit(f"published/{name}", folder)
         except FileExistsError as error:
             raise UsageError(
-                f"the store {store.location} has other numbers under the name `{name}`. Choose another with `--name`, or "
-                f"delete `{store.place(f'published/{name}')}`."
+                f"the store {store.location} has other numbers under the name `{name}`. Choose another with `--name`, "
+                f"or delete `{store.place(f'published/{name}')}`."
             ) from error
         except OSError as error:
             raise StoreError(f"the store {store.location} cannot be written: {error.strerror or error}") from error

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from specs.address import Address
 from cluster.cache import FOLDER_VARIABLE
 from cluster.local import LocalStore
 from cluster.s3 import S3Store
 from cluster.s3_client import client
 from cluster.storage import ArtifactStore
+from specs.address import Address
 from tests.cluster.s3_process import CREDENTIALS, s3_server
 
 

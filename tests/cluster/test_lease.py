@@ -176,9 +176,7 @@ def test_processes_that_race_share_without_overlap(store: ArtifactStore) -> None
     command = [sys.executable, "-c", RACER, store.location, str(number)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(racers)
     ]
 

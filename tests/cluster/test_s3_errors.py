@@ -26,7 +26,7 @@ from tests.cluster.test_store import folder
 class Answer(BaseHTTPRequestHandler):
     """One S3 error for every request, in S3's own XML (docs.aws.amazon.com, API reference, error responses)."""
 
-    status, code, more = 200, "", ""
+    status, code, more, region = 200, "", "", ""
     asked: list[str]
 
     def answer(self) -> None:
@@ -37,7 +37,11 @@ class Answer(BaseHTTPRequestHandler):
             f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{self.code}</Code><Message>said</Message>{self.more}"
             "<RequestId>4442587FB7D0A2F9</RequestId></Error>"
         ).encode()
+        if not self.code:
+            body = b"<?xml version='1.0' encoding='UTF-8'?><ListBucketResult></ListBucketResult>"
         self.send_response(self.status)
+        if self.region:
+            self.send_header("x-amz-bucket-region", self.region)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -51,9 +55,9 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(status: int, code: str, more: str = "") -> Iterator[tuple[S3Store, list[str]]]:
+def answering(status: int, code: str, more: str = "", region: str = "") -> Iterator[tuple[S3Store, list[str]]]:
     asked: list[str] = []
-    handler = type("Own", (Answer,), {"status": status, "code": code, "more": more, "asked": asked})
+    handler = type("Own", (Answer,), {"status": status, "code": code, "more": more, "region": region, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -77,7 +81,6 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     ("status", "code", "more", "message"),
     [
         (404, "NoSuchBucket", "", r"no bucket `some-bucket`.*aws s3 mb s3://some-bucket"),
-        (301, "PermanentRedirect", "<Endpoint>x</Endpoint>", r"another region.*Set AWS_REGION"),
         (
             400,
             "AuthorizationHeaderMalformed",
@@ -112,6 +115,17 @@ def test_what_may_pass_is_tried_again_and_only_that(status: int, code: str, trie
     with answering(status, code) as (store, asked), pytest.raises(StoreUnavailable):
         store.check()
     assert len(asked) == tries
+
+
+def test_another_region() -> None:
+    """botocore itself goes to the region that S3 names; this one sends it away again."""
+    with answering(301, "PermanentRedirect", region="eu-central-1") as (store, asked):
+        with pytest.raises(StoreUnavailable, match=r"lies in another region.*AWS_REGION=eu-central-1"):
+            store.check()
+    assert "HEAD" in asked
+    with answering(301, "PermanentRedirect") as (store, _):
+        with pytest.raises(StoreUnavailable, match=r"sends every request elsewhere.*Set AWS_REGION"):
+            store.check()
 
 
 def test_the_permission_to_write() -> None:

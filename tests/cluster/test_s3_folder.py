@@ -77,7 +77,9 @@ def test_an_image_that_changes_or_arrives_damaged(images: tuple[ImageFolder, Ima
         folder.local(file)
     kept = [path for path in (cache_folder() / "images").rglob("*") if path.is_file()]
     assert kept == [], "nothing wrong is kept"
-    assert next(f for f in folder.files() if f.path == file.path).etag == file.etag, "for some minutes a node lists once"
+    assert next(f for f in folder.files() if f.path == file.path).etag == file.etag, (
+        "for some minutes a node lists once"
+    )
     assert next(f for f in folder.files(fresh=True) if f.path == file.path).etag != file.etag
 
 

@@ -1,4 +1,4 @@
-"""The queue beside other runs: what they hold is waited for, what they finish is taken, what they take over is stopped."""
+"""The queue beside other runs: what they hold is waited for, what they finish is taken, what they take over stops."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ class Case:
     def __init__(self, *stages: object, lanes: int = 1) -> None:
         self.now, self.board = 0.0, Board()
         made = plan(*stages)  # type: ignore[arg-type]
-        self.queue = StageQueue(
-            made.stages, num_lanes=lanes, max_retries=1, leases=self.board, clock=lambda: self.now
-        )
+        self.queue = StageQueue(made.stages, num_lanes=lanes, max_retries=1, leases=self.board, clock=lambda: self.now)
         for lane in range(lanes):
             self.queue.join(lane, f"g{lane}", 0, 1, "worker")
 
