@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -157,12 +156,21 @@ class Leases:
             if time.monotonic() >= renew_at:
                 renew_at = time.monotonic() + self._beat_s
                 for name in self.held():
-                    with contextlib.suppress(OSError):  # until it is too late, there is another time
-                        self._renew(name)
+                    self._tried(self._renew, name)
                     self._drop_if_too_late(name)
-            for name in sorted(self._waiting):
-                with contextlib.suppress(OSError):
-                    self._look(name)
+            for name in self._others():
+                self._tried(self._look, name)
+
+    def _tried(self, action: Callable[[str], None], name: str) -> None:
+        """Whatever goes wrong in the background, the next round tries again; a lease that expires meanwhile is lost."""
+        try:
+            action(name)
+        except Exception as error:
+            log.warning("the lease of %s: %s", name, error)
+
+    def _others(self) -> list[str]:
+        with self._lock:
+            return sorted(self._waiting)
 
     def _renew(self, name: str) -> None:
         with self._lock:

@@ -109,12 +109,14 @@ class S3Store:
             self._same_or_refuse(name, contents, folder)
             return
         # What was written here is often read here next.
-        cached = self._cache().folder(self._cache_key(name))
-        shutil.rmtree(cached)
-        try:
-            os.rename(folder, cached)
-        except OSError:  # another file system, or another process was faster
-            shutil.rmtree(folder)
+        cache, key = self._cache(), self._cache_key(name)
+        with cache.lock(key):
+            cached = cache.folder(key)
+            shutil.rmtree(cached)
+            try:
+                os.rename(folder, cached)
+            except OSError:  # another file system: a later `fetch` brings it
+                shutil.rmtree(folder)
 
     def committed(self, name: str) -> bool:
         """Whether the marker is there."""
