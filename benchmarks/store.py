@@ -1,9 +1,9 @@
 """GiB/s of a checkpoint into the store and of a verified read, against `cp` on a disk and plain boto3 on S3.
 
-Each sample does the store's work and its reference one after the other, and the ratio is the median over samples. On the
-disk both read warm files. A commit takes a folder over: the trainer has written the files, the store hashes them,
-flushes them to the disk and renames; `cp` copies and does not flush, and `cp` with `sync` is shown beside it. A verified
-read of the store hands out the folder itself, digests checked; `cp` makes a copy of it.
+Each sample does the store's work and its reference one after the other, and the ratio is the median over samples. On
+the disk both read warm files. A commit takes a folder over: the trainer has written the files, the store hashes them,
+flushes them to the disk and renames; `cp` copies and does not flush, and `cp` with `sync` is shown beside it. A
+verified read of the store hands out the folder itself, digests checked; `cp` makes a copy of it.
 
 On S3 the server is moto's, in a process of its own on this machine: the ratio says what digests, marker and cache cost
 beside the transfer, not how fast S3 is. boto3 moves the same bytes with the same part size and concurrency.
@@ -31,9 +31,9 @@ from specs.address import Address
 from tests.cluster.s3_process import CREDENTIALS, s3_server
 
 
-def seconds(action: Callable[[], object]) -> float:
+def seconds(action: Callable[..., object], *arguments: object, **options: object) -> float:
     began = time.perf_counter()
-    action()
+    action(*arguments, **options)
     return time.perf_counter() - began
 
 
@@ -54,13 +54,13 @@ def on_disk(base: Path, size: int, samples: int) -> dict[str, object]:
     write, write_sync, read, speed_w, speed_r = [], [], [], [], []
     for i in range(samples):
         source = checkpoint(base / "source", size)
-        copied = seconds(lambda: subprocess.run(["cp", "-r", source, base / "copy"], check=True))
-        flushed = copied + seconds(lambda: subprocess.run(["sync", "-f", base / "copy"], check=True))
+        copied = seconds(subprocess.run, ["cp", "-r", source, base / "copy"], check=True)
+        flushed = copied + seconds(subprocess.run, ["sync", "-f", base / "copy"], check=True)
         shutil.rmtree(base / "copy")
         name = f"progress/bench/{i}"
-        committed = seconds(lambda: store.commit(name, source))
-        fetched = seconds(lambda: store.fetch(name))
-        again = seconds(lambda: subprocess.run(["cp", "-r", store.place(name), base / "copy"], check=True))
+        committed = seconds(store.commit, name, source)
+        fetched = seconds(store.fetch, name)
+        again = seconds(subprocess.run, ["cp", "-r", store.place(name), base / "copy"], check=True)
         shutil.rmtree(base / "copy")
         store.delete(name)
         write.append(copied / committed)
@@ -88,12 +88,12 @@ def on_s3(base: Path, size: int, samples: int) -> dict[str, object]:
         for i in range(samples):
             source, name = checkpoint(base / "source", size), f"progress/bench/{i}"
             file = str(source / "state.safetensors")
-            sent = seconds(lambda: s3.upload_file(file, "bench", "plain", Config=transfer_config()))
-            got = seconds(lambda: s3.download_file("bench", "plain", str(base / "plain"), Config=transfer_config()))
+            sent = seconds(s3.upload_file, file, "bench", "plain", Config=transfer_config())
+            got = seconds(s3.download_file, "bench", "plain", str(base / "plain"), Config=transfer_config())
             s3.delete_object(Bucket="bench", Key="plain")
-            committed = seconds(lambda: store.commit(name, source))
+            committed = seconds(store.commit, name, source)
             shutil.rmtree(base / "cache")
-            fetched = seconds(lambda: store.fetch(name))
+            fetched = seconds(store.fetch, name)
             store.delete(name)
             write.append(sent / committed)
             read.append(got / fetched)

@@ -71,8 +71,8 @@ def explained(doing: str, where: Address) -> Iterator[None]:
         raise StoreUnavailable(f"cannot {doing} {where}: {_answer(error, where)}") from error
     except RecursionError as error:  # botocore follows redirects to regions without counting them
         raise StoreUnavailable(
-            f"cannot {doing} {where}: {_endpoint(where)} sends every request elsewhere and does not say to which region. "
-            "Set AWS_REGION to the bucket's region, and check `endpoint`"
+            f"cannot {doing} {where}: {_endpoint(where)} sends every request elsewhere and does not say to which "
+            "region. Set AWS_REGION to the bucket's region, and check `endpoint`"
         ) from error
     except (BotoCoreError, Boto3Error) as error:
         raise StoreUnavailable(f"cannot {doing} {where}: {_no_answer(error, where)}") from error

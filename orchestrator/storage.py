@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from cluster.local import LocalStore
@@ -9,6 +10,9 @@ from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError
 from specs.address import Address, is_remote
 from specs.experiment import StorageSpec
+
+_BUCKET = "cluster.s3:S3Store"
+"""Named, not imported: machines whose store is a folder need no boto3."""
 
 
 def open_store(place: StorageSpec | Path | str) -> ArtifactStore:
@@ -32,6 +36,6 @@ def open_store(place: StorageSpec | Path | str) -> ArtifactStore:
 def _store(spec: StorageSpec) -> ArtifactStore:
     if not is_remote(spec.root):
         return LocalStore(Path(spec.root))
-    from cluster.s3 import S3Store  # loads boto3, which a store on a disk does not need
-
-    return S3Store(Address.parse(spec.root, spec.endpoint))
+    module, _, name = _BUCKET.partition(":")
+    store: ArtifactStore = getattr(importlib.import_module(module), name)(Address.parse(spec.root, spec.endpoint))
+    return store

@@ -40,9 +40,7 @@ def test_gc_and_ls_of_a_store_that_is_not_there(tmp_path: Path, capsys: pytest.C
     assert "is a file" in capsys.readouterr().err
 
 
-def test_a_bucket_that_does_not_answer(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bucket_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (CREDENTIALS | {"AWS_MAX_ATTEMPTS": "1"}).items():
         monkeypatch.setenv(name, value)
     for command in (["gc"], ["store", "ls"], ["compare", "lab"]):
