@@ -203,7 +203,8 @@ class S3Store:
         artefacts: dict[str, Kept] = {}
         leftovers: dict[str, Kept] = {}
         for path, size, age_s in found:
-            if path.startswith((f"{_LEASES}/", f"{_PROBE}/")):
+            # Programs that see folders in keys, like pyarrow, leave empty objects in place of them.
+            if path.startswith((f"{_LEASES}/", f"{_PROBE}/")) or path in ("", f"{_SCRATCH}/"):
                 continue
             place, whole = _owner(path, commits)
             group = artefacts if whole else leftovers

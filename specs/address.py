@@ -104,6 +104,11 @@ def check_no_secret(text: str) -> None:
         )
 
 
+def without_secret(text: str) -> str:
+    """A text with users and passwords taken out of the addresses in it, to be shown."""
+    return re.sub(r"://[^/\s]*@", "://…@", text)
+
+
 def checked_place(text: str) -> str:
     """A folder's path as it is, or an address that `Address.parse` reads.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specs.address import without_secret
 from specs.assign import NoSuchPath, assign, resolve
 from specs.experiment import Experiment
 from specs.extends import read_merged
@@ -97,7 +98,7 @@ def _override(
     data: dict[str, Any], text: str, overrides: list[tuple[SpecPath, Location]], problems: list[Problem]
 ) -> dict[str, Any]:
     """The data after one `--set`; what is wrong with it is appended to `problems`."""
-    place = f"--set {text}"
+    place = f"--set {without_secret(text)}"
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         way_out = "Write `--set PATH=VALUE`, for example `--set stages.0.training.epochs=3`."
