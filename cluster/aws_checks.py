@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from cluster import aws_prices
 from cluster.aws import NEWEST_AMI
-from cluster.aws_errors import code_of, explain
+from cluster.aws_codes import code_of
+from cluster.aws_errors import explain
+from specs.address import Address
 from specs.cluster import AwsCluster
 from specs.experiment import Experiment
 from specs.problems import nearest
@@ -284,15 +285,18 @@ class _Asker:
                 f"`storage.root: {root}` is a folder that the nodes do not share. Set it to `s3://BUCKET/PREFIX`"
             )
             return
+        place = Address.parse(root, experiment.storage.endpoint)
+        if place.endpoint is not None:  # not Amazon's: `slimvit run` asks it
+            return
         if self.cluster.instance_profile is None:
             self.found.problems.append(
                 f"the worker nodes have no right to `{root}`. Set `cluster.instance_profile` to an IAM instance "
                 "profile that allows it (`docs/clusters.md`)"
             )
-        parts = urlsplit(root)
-        self._bucket(parts.netloc, parts.path.strip("/"))
+        self._bucket(place)
 
-    def _bucket(self, bucket: str, prefix: str) -> None:
+    def _bucket(self, address: Address) -> None:
+        bucket = address.bucket
         s3, region = self.client("s3"), self.cluster.region
         try:
             place = s3.get_bucket_location(Bucket=bucket)["LocationConstraint"] or "us-east-1"
@@ -313,7 +317,7 @@ class _Asker:
                 f"for. Set `cluster.region: {place}`, or take a bucket in `{region}`"
             )
             return
-        key = "/".join(part for part in (prefix, f".slimvit-probe-{uuid.uuid4().hex}") if part)
+        key = address.key(f".slimvit-probe-{uuid.uuid4().hex}")
         written = self.ask(f"s3:PutObject on {bucket}", lambda: s3.put_object(Bucket=bucket, Key=key, Body=b""))
         if written is not None:
             self.ask(f"s3:DeleteObject on {bucket}", lambda: s3.delete_object(Bucket=bucket, Key=key))

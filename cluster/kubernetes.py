@@ -9,6 +9,7 @@ import posixpath
 from typing import Any
 
 from cluster.fill import fill
+from specs.address import is_remote
 from specs.cluster import KubernetesCluster, cluster_name
 from specs.experiment import Experiment
 
@@ -22,16 +23,16 @@ def problems(experiment: Experiment, cluster: KubernetesCluster) -> list[str]:
     """Why the run could not work on pods, each with its way out; empty if nothing is known against it."""
     found = []
     root = experiment.storage.root
-    if _in_cloud(root) and cluster.storage_class is not None:
+    if is_remote(root) and cluster.storage_class is not None:
         found.append(
             f"`cluster.storage_class` makes a shared folder, but `storage.root` is `{root}`; leave one of them"
         )
-    if not _in_cloud(root) and cluster.storage_class is None:
+    if not is_remote(root) and cluster.storage_class is None:
         found.append(
             f"`storage.root: {root}` is a folder, and pods share none. Set it to `s3://BUCKET/PREFIX`, or set "
             "`cluster.storage_class` to a class that allows ReadWriteMany"
         )
-    if not _in_cloud(root) and _shared_folder(experiment) == "/":
+    if not is_remote(root) and _shared_folder(experiment) == "/":
         found.append(f"`storage.root: {root}` must lie in a folder of its own, such as `/shared/store`")
     record = experiment.tracking.uri
     if record.startswith("sqlite:///") and not _is_shared(experiment, cluster, record.removeprefix("sqlite:///")):
@@ -148,10 +149,6 @@ def _shared_folder(experiment: Experiment) -> str:
 def _is_shared(experiment: Experiment, cluster: KubernetesCluster, path: str) -> bool:
     folder = _shared_folder(experiment)
     return cluster.storage_class is not None and posixpath.normpath(path).startswith(f"{folder}/")
-
-
-def _in_cloud(root: str) -> bool:
-    return "://" in root
 
 
 def _cpus(experiment: Experiment, cluster: KubernetesCluster) -> int:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from cluster.storage import MARKER
+from cluster.local_register import LocalRegister
+from cluster.marker import Contents, Marker, contents_of, difference, parts_of
+from cluster.storage import ABANDONED_S, MARKER, Inventory, Kept
 
 _TEMPORARY = ".incoming-"
 """Prefix of folders that are still being written; they are no artefacts, whatever they hold."""
-Contents = dict[str, dict[str, Any]]
-"""Relative path → `sha256` and `size` of the file."""
-_READ_BYTES = 1 << 20
-_ABANDONED_S = 24 * 3600.0
-"""A folder that has been arriving for so long belongs to a writer that was killed."""
-_RIVAL_WAIT_S = 1.0
-"""How long a commit waits for the marker of somebody who is committing the same name at this moment."""
+_LEASES = ".leases"
 
 
 class LocalStore:
     """Folders below a root; see `cluster.storage.ArtifactStore` for what the methods promise.
 
-    Files arrive in a temporary sibling, are flushed to disk, and the sibling is renamed; the marker follows last, by
-    an atomic rename. So a reader sees an artefact whole or not at all, whenever the writer is killed. Objects hold
-    nothing but the root: they can be sent to other processes and nodes that mount it.
+    Files arrive in a temporary sibling, are flushed to disk, the marker follows last, and the sibling is renamed to its
+    place. So a reader sees an artefact whole or not at all, whenever the writer is killed. Objects hold nothing but the
+    root: they can be sent to other processes and nodes that mount it.
 
     Args:
         root: folder of the store; made on the first commit. `~` is expanded and the path made absolute, because
@@ -44,6 +38,31 @@ class LocalStore:
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self.root)!r})"
+
+    @property
+    def location(self) -> str:
+        """The root."""
+        return self._root
+
+    def place(self, name: str) -> str:
+        """The artefact's folder."""
+        return os.path.join(self._root, *parts_of(name))
+
+    def check(self) -> None:
+        """Check that no file is in the root's place. Read as a store it would look empty, and finished work as
+        missing.
+
+        Raises:
+            NotADirectoryError: if one is.
+        """
+        for place in (self.root, *self.root.parents):
+            if place.is_dir():
+                return
+            if place.exists():
+                raise NotADirectoryError(
+                    f"the artefact store `{self.root}` cannot be read: `{place}` is a file. Set `storage.root` (or "
+                    "`--store`) to the folder of the store"
+                )
 
     def prepare(self) -> None:
         """Make the root and check that it can be written.
@@ -62,11 +81,18 @@ class LocalStore:
                 "Set `storage.root` to a folder that you may write and that every worker sees"
             ) from error
 
-    def scratch(self) -> Path:
-        """A new folder that every node which mounts the store sees, and that is no artefact. The caller removes it."""
+    def scratch(self) -> str:
+        """A new folder that every node which mounts the store sees, and that is no artefact."""
         folder = self.root / f"{_TEMPORARY}{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
-        return folder
+        return str(folder)
+
+    def discard(self, leftover: str) -> None:
+        """Remove a scratch folder, or one of the inventory's leftovers. Missing is fine."""
+        path = Path(os.path.normpath(self.root / leftover))
+        assert path != self.root, "the store is no leftover"
+        assert path.is_relative_to(self.root), "a leftover lies in the store"
+        shutil.rmtree(path, ignore_errors=True)
 
     def commit(self, name: str, folder: Path) -> None:
         """Move the files of `folder` into the store and write the marker last; `folder` is gone afterwards.
@@ -76,9 +102,8 @@ class LocalStore:
             OSError: if the store cannot be written.
         """
         target = self._folder(name)
-        contents = _contents(folder)
         if self.committed(name):
-            self._same_or_refuse(name, contents, folder)
+            self._same_or_refuse(name, contents_of(folder), folder)
             return
         if not self.root.is_dir():
             self.prepare()
@@ -88,23 +113,22 @@ class LocalStore:
         incoming = target.parent / f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex}"
         _move(folder, incoming)
         try:
+            contents = _hash_and_flush(incoming)
+            _write_marker(incoming, contents)
             if not self._claim(incoming, name):
                 self._same_or_refuse(name, contents, incoming)
                 return
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
-        marker = target / f".{MARKER}-{uuid.uuid4().hex}"
-        with marker.open("w", encoding="utf-8") as file:
-            json.dump({"format": 1, "files": contents}, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(marker, target / MARKER)
-        _sync_folder(target)
         _sync_folder(target.parent)
 
     def committed(self, name: str) -> bool:
         """Whether the marker is there."""
-        return os.path.isfile(os.path.join(self._place(name), MARKER))
+        return os.path.isfile(os.path.join(self.place(name), MARKER))
+
+    def present(self, names: Collection[str]) -> frozenset[str]:
+        """Which of these are committed."""
+        return frozenset(name for name in names if self.committed(name))
 
     def fetch(self, name: str, files: Collection[str] | None = None) -> Path:
         """The artefact's own folder, every digest (or those of `files`) verified; treat it as read-only.
@@ -113,27 +137,30 @@ class LocalStore:
             FileNotFoundError: if there is no such artefact.
             ValueError: if a file is missing or differs from its digest.
         """
-        folder = self._place(name)  # text, because path objects cost as much as reading small files
+        folder = self.place(name)  # text, because path objects cost as much as reading small files
         for file, expected in self._marker(name).items():
             if files is not None and file not in files:
                 continue
             path = os.path.join(folder, file)
-            try:
-                size, digest = _size_and_sha256(path)
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                problem = "is missing"
-            else:
-                if size != expected["size"]:
-                    problem = f"has {size} bytes instead of {expected['size']}"
-                elif digest != expected["sha256"]:
-                    problem = f"has SHA-256 {digest[:12]}… instead of {expected['sha256'][:12]}…"
-                else:
-                    continue
-            raise ValueError(
-                f"artefact `{name}` is damaged: `{path}` {problem}. Delete the folder `{folder}`; `slimvit run` "
-                "computes what it held anew"
-            )
+            if problem := difference(path, expected):
+                raise ValueError(
+                    f"artefact `{name}` is damaged: `{path}` {problem}. Delete the folder `{folder}`; `slimvit run` "
+                    "computes what it held anew"
+                )
         return Path(folder)
+
+    def damage(self, name: str) -> list[str]:
+        """What is wrong with an artefact; every file is read.
+
+        Raises:
+            FileNotFoundError: if there is no such artefact.
+        """
+        try:
+            files = self._marker(name)
+        except ValueError as error:
+            return [str(error)]
+        paths = {os.path.join(self.place(name), file): known for file, known in files.items()}
+        return [f"`{path}` {problem}" for path, known in paths.items() if (problem := difference(path, known))]
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of all committed artefacts below a prefix (whole parts: `progress/ab` does not match
@@ -144,8 +171,25 @@ class LocalStore:
                 found.append(Path(folder).relative_to(self.root).as_posix())
                 children.clear()
             else:
-                children[:] = [c for c in children if not c.startswith(_TEMPORARY)]
+                children[:] = [c for c in children if not c.startswith(".")]
         return iter(sorted(found))
+
+    def inventory(self) -> Inventory:
+        """Everything that is there, with sizes."""
+        artefacts, leftovers = [], []
+        now = self.register().now() if self.root.is_dir() else 0.0
+        for folder, children, files in os.walk(self.root):
+            path, whole = Path(folder), MARKER in files
+            hidden = [c for c in children if c.startswith(_TEMPORARY)]
+            leftovers += [_kept(path / c, self.root, now) for c in hidden]
+            children[:] = [c for c in children if not c.startswith(".")]
+            if whole:
+                artefacts.append(_kept(path, self.root, now))
+                children.clear()
+            elif files and path != self.root:  # an artefact whose deletion was interrupted
+                leftovers.append(_kept(path, self.root, now))
+                children.clear()
+        return Inventory(tuple(sorted(artefacts, key=lambda k: k.name)), tuple(leftovers))
 
     def free_bytes(self) -> int:
         """Room left on the disk of the root, or of the nearest folder above it that exists."""
@@ -159,25 +203,20 @@ class LocalStore:
         if folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _folder(self, name: str) -> Path:
-        return self.root.joinpath(*_parts(name))
+    def register(self) -> LocalRegister:
+        """Leases, below the root."""
+        return LocalRegister(self.root / _LEASES)
 
-    def _place(self, name: str) -> str:
-        """The same as text."""
-        return os.path.join(self._root, *_parts(name))
+    def _folder(self, name: str) -> Path:
+        return self.root.joinpath(*parts_of(name))
 
     def _marker(self, name: str) -> Contents:
-        path = os.path.join(self._place(name), MARKER)
+        path = os.path.join(self.place(name), MARKER)
         try:
-            with open(path, "rb") as file:
-                marker = json.load(file)
-            return {
-                file: {"sha256": str(known["sha256"]), "size": int(known["size"])}
-                for file, known in marker["files"].items()
-            }
+            return Marker.decode(Path(path).read_bytes()).files
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"the store `{self.root}` has no artefact `{name}`") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"artefact `{name}` is damaged: its marker `{path}` cannot be read ({error!r}). Delete the folder "
                 f"`{os.path.dirname(path)}`; `slimvit run` computes what it held anew"
@@ -192,9 +231,8 @@ class LocalStore:
         shutil.rmtree(folder)
 
     def _claim(self, incoming: Path, name: str) -> bool:
-        """Rename `incoming` to its place. False if a rival committed the same name meanwhile."""
+        """Rename `incoming`, its marker in it, to its place. False if the name is committed already."""
         target = self._folder(name)
-        patience = time.monotonic() + _RIVAL_WAIT_S
         while True:
             try:
                 os.rename(incoming, target)
@@ -202,61 +240,73 @@ class LocalStore:
             except OSError:
                 if not target.exists():
                     raise
-            # A folder is in the way: a rival between rename and marker, or what a killed writer left.
             if self.committed(name):
                 return False
-            if time.monotonic() > patience:
-                shutil.rmtree(target, ignore_errors=True)
-            else:
-                time.sleep(0.02)
+            # A folder without marker: a deletion that is under way, or was interrupted. Moved aside, not emptied in
+            # place: somebody else may put a whole artefact there at any moment.
+            aside = target.parent / f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex}"
+            with contextlib.suppress(OSError):
+                os.rename(target, aside)
+            if os.path.isfile(aside / MARKER):  # committed between the two looks
+                with contextlib.suppress(OSError):
+                    os.rename(aside, target)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _kept(path: Path, root: Path, now: float) -> Kept:
+    size, newest = 0, 0.0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                found = os.stat(os.path.join(folder, name))
+                size, newest = size + found.st_size, max(newest, found.st_mtime)
+    with contextlib.suppress(OSError):
+        newest = max(newest, path.stat().st_mtime)
+    return Kept(path.relative_to(root).as_posix(), size, max(0.0, now - newest))
 
 
 def _sweep(folder: Path) -> None:
     """Remove what killed writers left in this folder."""
     for path in folder.glob(f"{_TEMPORARY}*"):
         with contextlib.suppress(OSError):  # gone meanwhile
-            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _contents(folder: Path) -> Contents:
-    """Digest and size of every file below a folder, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): dict(zip(("size", "sha256"), _size_and_sha256(str(path)), strict=True))
-        for path in files
-    }
-
-
-def _size_and_sha256(path: str) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    """The parts of an artefact's name."""
-    parts = tuple(part for part in name.split("/") if part)
-    if not parts or any(part in ("..", ".") or part.startswith(_TEMPORARY) for part in parts):
-        raise ValueError(f"`{name}` is no artefact name; names look like `stages/<digest>`")
-    return parts
-
-
 def _move(source: Path, target: Path) -> None:
-    """Rename, or copy where source and target are on different file systems; then flush everything to disk."""
+    """Rename, or copy where source and target are on different file systems."""
     try:
         os.rename(source, target)
     except OSError:
         shutil.copytree(source, target)
         shutil.rmtree(source)
-    for folder, _, files in os.walk(target):
+
+
+def _hash_and_flush(folder: Path) -> Contents:
+    """Digests of all files; the disk writes them while they are computed."""
+    folders = [Path(path) for path, _, _ in os.walk(folder)]
+    with ThreadPoolExecutor(1) as disk:
+        flushed = disk.submit(_flush, folder)
+        contents = contents_of(folder)
+        flushed.result()
+    for path in folders:
+        _sync_folder(path)
+    return contents
+
+
+def _flush(folder: Path) -> None:
+    for path, _, files in os.walk(folder):
         for file in files:
-            with (Path(folder) / file).open("rb") as handle:
+            with (Path(path) / file).open("rb") as handle:
                 os.fsync(handle.fileno())
-        _sync_folder(Path(folder))
+
+
+def _write_marker(folder: Path, contents: Contents) -> None:
+    with (folder / MARKER).open("w", encoding="utf-8") as file:
+        file.write(Marker(contents).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,16 +1,54 @@
 """The artefact store: folders of files that exist only once their marker is written.
 
-An artefact is a folder ``<root>/<kind>/<name>/`` with a marker ``COMMIT.json``, written last, that holds the SHA-256
-and size of every file in it. Without the marker the artefact does not exist.
+An artefact is a name like ``stages/<digest>`` and a set of files. A marker ``COMMIT.json``, written last, holds the
+SHA-256 and size of every file. Without the marker the artefact does not exist.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cluster.lease import Register
+
 MARKER = "COMMIT.json"
+ABANDONED_S = 24 * 3600.0
+"""What has been arriving for so long belongs to a writer that was killed."""
+
+
+class StoreUnavailable(OSError):
+    """The store, or a bucket with images, cannot be used; the message says why and what to do.
+
+    Args:
+        message: for people.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What lies in a store under one name."""
+
+    name: str
+    """Of an artefact; for what killed writers left, a name that `discard` takes."""
+    size: int
+    """Bytes of all files, the marker's included."""
+    age_s: float
+    """Seconds since it was last written, by the store's own clock."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything that lies in a store."""
+
+    artefacts: tuple[Kept, ...]
+    """Committed, sorted by name."""
+    leftovers: tuple[Kept, ...]
+    """Never committed: still arriving, or left by writers that were killed."""
 
 
 class ArtifactSource(Protocol):
@@ -28,7 +66,36 @@ class ArtifactSource(Protocol):
 
 
 class ArtifactStore(ArtifactSource, Protocol):
-    """What every store offers. Names use `/` between parts: `stages/<digest>`, `progress/<digest>/<step>`."""
+    """What every store offers. Names use `/` between parts: `stages/<digest>`, `progress/<digest>/<step>`.
+
+    A store holds where it is and nothing else, so that it can be sent to other processes and nodes. Where its place
+    cannot be reached, every method raises `StoreUnavailable`.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where it is: what `--store` takes, for people as well."""
+        ...
+
+    def place(self, name: str) -> str:
+        """Where the files of an artefact lie, for people."""
+        ...
+
+    def check(self) -> None:
+        """Check that it can be read; it may be empty, or not be there yet.
+
+        Raises:
+            OSError: with what is wrong and the way out.
+        """
+        ...
+
+    def prepare(self) -> None:
+        """Make it ready to be written.
+
+        Raises:
+            OSError: with what is wrong and the way out.
+        """
+        ...
 
     def commit(self, name: str, folder: Path) -> None:
         """Move the files of a local folder into the store and write the marker last. A second commit of the same
@@ -39,18 +106,42 @@ class ArtifactStore(ArtifactSource, Protocol):
         """Whether the marker is there (cheap; does not read the files)."""
         ...
 
+    def present(self, names: Collection[str]) -> frozenset[str]:
+        """Which of these are committed; quicker than asking for each."""
+        ...
+
     def names(self, prefix: str) -> Iterator[str]:
         """Names of all committed artefacts below a prefix, sorted."""
         ...
 
-    def scratch(self) -> Path:
-        """A new folder that every node sees, and that is no artefact. The caller removes it."""
+    def damage(self, name: str) -> list[str]:
+        """What is wrong with an artefact as it lies in the store, no cache in between; empty if nothing is.
+
+        Raises:
+            FileNotFoundError: if there is no such artefact.
+        """
         ...
 
-    def free_bytes(self) -> int:
-        """Room left on the disk that artefacts go to."""
+    def inventory(self) -> Inventory:
+        """Everything that is there, with sizes."""
+        ...
+
+    def scratch(self) -> str:
+        """A new folder, or address, that every node sees, and that is no artefact. Whoever asked discards it."""
+        ...
+
+    def discard(self, leftover: str) -> None:
+        """Remove a scratch folder, or one of the inventory's leftovers. Missing is fine."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Room left on the disk that artefacts go to; `None` where there is no such limit."""
         ...
 
     def delete(self, name: str) -> None:
         """Remove an artefact, marker first. Missing is fine."""
+        ...
+
+    def register(self) -> Register:
+        """Where drivers note which stages they are at."""
         ...

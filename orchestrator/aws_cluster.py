@@ -52,8 +52,8 @@ def up(
     except (Exception, SystemExit) as error:  # the launcher raises what it likes, and exits
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ResourceError(
-            f"Ray's launcher failed: {said}. Nodes may be running; `slimvit cluster down` ends them (its configuration is "
-            f"kept in {file})"
+            f"Ray's launcher failed: {said}. Nodes may be running; `slimvit cluster down` ends them (its configuration "
+            f"is kept in {file})"
         ) from error
     return status(experiment, cluster)
 

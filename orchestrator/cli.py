@@ -50,7 +50,10 @@ Assignments = Annotated[
         help="Override a value, e.g. stages.0.training.epochs=3; may be repeated.",
     ),
 ]
-Store = Annotated[Path | None, typer.Option(help="Artefact store, if no spec names it.", metavar="DIR")]
+Store = Annotated[
+    str | None,
+    typer.Option(help="Artefact store (folder or s3://BUCKET/PREFIX), if no spec names it.", metavar="PLACE"),
+]
 RunAddress = Annotated[str | None, typer.Option(help="Ray cluster to use instead of an embedded one.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
@@ -189,7 +192,7 @@ def import_results(
     from orchestrator.storage import open_store
     from specs.experiment import StorageSpec
 
-    typer.echo(import_files(files, name, open_store(store or StorageSpec().root)))
+    typer.echo(import_files(files, name, open_store(store or StorageSpec())))
 
 
 @app.command()
@@ -372,6 +375,65 @@ def ui(
     from orchestrator.reporting.ui import open_ui
 
     open_ui(spec, port=port, store=store, assignments=assignments)
+
+
+@app.command()
+def gc(
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SPEC…", help="Whose results stay: spec files, or names of experiments; none = all."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Also stays: an experiment's NAME, progress (of unfinished stages), history (earlier plans), or what "
+            "was written within days (7d; 1d unless said otherwise). Repeatable.",
+        ),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Do it; without, only show what would go.")] = False,
+    store: Store = None,
+) -> None:
+    """Delete what no named experiment needs. Shows what would go, with sizes; `--delete` does it."""
+    from orchestrator.keeping.collect import collect
+
+    collect(specs or [], keep or [], store, delete=delete, say=typer.echo)
+
+
+store_app = typer.Typer(help="Look into an artefact store.", rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+
+@store_app.command("ls")
+def store_ls(
+    store: Store = None, everything: Annotated[bool, typer.Option("--all", help="List each artefact.")] = False
+) -> None:
+    """Show sizes by kind, and which experiments need what."""
+    from orchestrator.keeping.inspect import show
+    from orchestrator.keeping.roots import store_of
+
+    show(store_of((), store), everything=everything, say=typer.echo)
+
+
+@store_app.command("verify")
+def store_verify(store: Store = None) -> None:
+    """Read everything and say what is damaged; exit code 1 if anything is."""
+    from orchestrator.keeping.inspect import verify
+    from orchestrator.keeping.roots import store_of
+
+    verify(store_of((), store), say=typer.echo)
+
+
+@store_app.command("delete")
+def store_delete(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Artefacts, e.g. stages/<digest>.")],
+    store: Store = None,
+) -> None:
+    """Take artefacts out of the store; the next run computes anew what it needs."""
+    from orchestrator.keeping.inspect import remove
+    from orchestrator.keeping.roots import store_of
+
+    remove(store_of((), store), names, say=typer.echo)
 
 
 def refuse(context: typer.Context, names: Collection[str], reason: str) -> None:

@@ -14,7 +14,7 @@ from specs.experiment import Experiment
 
 def as_text(plan: Plan, experiment: Experiment) -> str:
     """What is known of the time and the money, and what is not."""
-    store = open_store(experiment.storage.root)
+    store = open_store(experiment.storage)
     missing = to_run(plan, finished(plan, store))
     found = estimate(missing_work(plan, missing), measured(store, on_gpu=experiment.resources.gpus_per_worker > 0))
     return "\n".join(_lines(found, experiment))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import typer
 
-from orchestrator.errors import Interrupted, SlimvitError, UsageError
+from cluster.storage import StoreUnavailable
+from orchestrator.errors import Interrupted, SlimvitError, StoreError, UsageError
 from specs.secrets import redact
 
 INTERNAL_ERROR = 70
@@ -33,6 +34,9 @@ def ending(command: Callable[[], object]) -> int:
     except SlimvitError as error:
         say(error.message)
         return error.exit_code
+    except StoreUnavailable as error:
+        say(str(error))
+        return StoreError.exit_code
     except typer.TyperException as error:
         say(f"{error.format_message()}{_usage(error)}")
         return error.exit_code

@@ -97,7 +97,7 @@ def export_combination(
     output_format: str,
     *,
     out: Path | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
     assignments: Sequence[str] = (),
 ) -> Exported:
     """Write the network of a finished combination; of several seeds, the one with the best top-1.

@@ -34,7 +34,7 @@ def measure_experiment(
     conditions: Mapping[str, Any],
     *,
     combinations: Sequence[str] = (),
-    store: Path | None = None,
+    store: str | Path | None = None,
     assignments: Sequence[str] = (),
     address: str | None = None,
     plain: bool = False,
@@ -75,7 +75,7 @@ def measure_experiment(
     newest = _newest(found) | {run: s for run, s in wanted.items() if found.store.committed(f"stages/{s.digest}")}
     commit_plan(with_measurements(plan, plan.combinations, lambda c: newest[_run(c)]), found.experiment, found.store)
     if not summary.interrupted:
-        console.print(compare_experiment(plan.experiment, (), "table", None, found.store.root), soft_wrap=True)
+        console.print(compare_experiment(plan.experiment, (), "table", None, found.store.location), soft_wrap=True)
     raise_if_unfinished(part, summary)
 
 
@@ -126,8 +126,8 @@ def _say_untrained(
     """
     if not trained:
         raise UsageError(
-            f"nothing of `{found.plan.experiment}` that you want measured is trained in the store {found.store.root}. "
-            "Run the spec first (`slimvit run`), or name another store with `--store`."
+            f"nothing of `{found.plan.experiment}` that you want measured is trained in the store "
+            f"{found.store.location}. Run the spec first (`slimvit run`), or name another store with `--store`."
         )
     if untrained:
         several = len({c.seed for c in found.plan.combinations}) > 1

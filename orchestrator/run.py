@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.local import LocalStore
+from cluster.storage import ArtifactStore
 from orchestrator.clusters import address_of
 from orchestrator.errors import Interrupted, PlanError, StageFailed, StoreError
 from orchestrator.execution import driver
@@ -64,7 +64,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     document = load(spec, assignments, resolver=registry.resolver)
     plan, experiment = make_plan(document), document.experiment
     address = address or address_of(experiment)
-    store = open_store(experiment.storage.root)
+    store = open_store(experiment.storage)
     # A file or a pipe has no width: there the table keeps all of its columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     missing = to_run(plan, finished(plan, store))
@@ -79,7 +79,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
         raise StoreError(str(error)) from error
 
     _show_plan(plan, experiment, console)
-    console.print(f"MLflow  {experiment.tracking.uri}\nStore   {store.root}", soft_wrap=True)
+    console.print(f"MLflow  {experiment.tracking.uri}\nStore   {store.location}", soft_wrap=True)
     record = RecordMark(plan, experiment, store)
     if missing:
         record.invalidate()
@@ -119,7 +119,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     raise_if_unfinished(plan, summary)
 
 
-def commit_plan(plan: Plan, experiment: Experiment, store: LocalStore) -> None:
+def commit_plan(plan: Plan, experiment: Experiment, store: ArtifactStore) -> None:
     """Keep plan and resolved spec in the store, so that results can be found by the experiment's name.
 
     The artefact is `plans/<experiment>/<UTC time>-<digest>`; repeating the latest run adds none.
@@ -136,13 +136,13 @@ def commit_plan(plan: Plan, experiment: Experiment, store: LocalStore) -> None:
     try:
         _commit(store, f"plans/{plan.experiment}/{now}-{digest}", files)
     except OSError as error:
-        raise StoreError(f"the plan cannot be kept in the store `{store.root}`: {error}") from error
+        raise StoreError(f"the plan cannot be kept in the store `{store.location}`: {error}") from error
 
 
 def watched(
     plan: Plan,
     experiment: Experiment,
-    store: LocalStore,
+    store: ArtifactStore,
     address: str | None,
     plain: bool,
     console: Console,
@@ -159,14 +159,14 @@ def watched(
         return driver.run(plan, experiment, store=store, address=address, on_event=tell, should_stop=stop)
 
 
-def _tracker(plan: Plan, experiment: Experiment, store: LocalStore, console: Console) -> Tracker:
+def _tracker(plan: Plan, experiment: Experiment, store: ArtifactStore, console: Console) -> Tracker:
     from orchestrator.reporting.tracker import Tracker, journal_home
 
     def warn(message: str) -> None:
         console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
 
     name = experiment.tracking.experiment or experiment.name
-    journals = journal_home(store.root)
+    journals = journal_home(store.location)
     return Tracker(experiment.tracking.uri, name, plan, experiment, journals=journals, store=store, warn=warn)
 
 
@@ -181,7 +181,7 @@ def _show_plan(plan: Plan, experiment: Experiment, console: Console) -> None:
 
 
 def _show_comparison(
-    plan: Plan, experiment: Experiment, store: LocalStore, summary: driver.RunSummary, console: Console
+    plan: Plan, experiment: Experiment, store: ArtifactStore, summary: driver.RunSummary, console: Console
 ) -> tuple[Path, str]:
     """Print the table, write the report; returns the report's path, and what both were made from."""
     from orchestrator.reporting.command import write_report
@@ -202,8 +202,9 @@ def raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:
         Interrupted, StageFailed: unless every stage is finished.
     """
     if summary.interrupted:
+        finished = len(summary.done_before) + len(summary.finished) + len(summary.found)
         raise Interrupted(
-            f"stopped with {len(summary.done_before) + len(summary.finished)} of {len(plan.stages)} stages finished; "
+            f"stopped with {finished} of {len(plan.stages)} stages finished; "
             "the progress of the others is saved. Run the same command to go on"
         )
     if summary.failed:
@@ -216,7 +217,7 @@ def raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:
         )
 
 
-def _commit(store: LocalStore, name: str, files: dict[str, str]) -> None:
+def _commit(store: ArtifactStore, name: str, files: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory(prefix="slimvit-") as scratch:
         folder = Path(scratch) / "artefact"
         folder.mkdir()

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from cluster.local import LocalStore
+from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError
+from specs.address import Address, is_remote
+from specs.experiment import StorageSpec
+
+_BUCKET = "cluster.s3:S3Store"
+"""Named, not imported: machines whose store is a folder need no boto3."""
 
 
-def open_store(root: Path | str) -> LocalStore:
+def open_store(place: StorageSpec | Path | str) -> ArtifactStore:
     """A store that may still be empty.
 
+    Args:
+        place: what the spec says, or a store's `location`: a folder, or `s3://BUCKET/PREFIX`.
+
     Raises:
-        StoreError: if a file is in its place. Read as a store it would look empty, and finished work as missing.
+        StoreError: if it cannot be read, or a file is in its place.
     """
-    store = LocalStore(Path(root))
-    for place in (store.root, *store.root.parents):
-        if place.is_dir():
-            break
-        if place.exists():
-            raise StoreError(
-                f"the artefact store `{store.root}` cannot be read: `{place}` is a file. Set `storage.root` (or "
-                "`--store`) to the folder of the store"
-            )
+    spec = place if isinstance(place, StorageSpec) else StorageSpec.model_construct(root=str(place))
+    try:
+        store = _store(spec)
+        store.check()
+    except (OSError, ValueError) as error:
+        raise StoreError(str(error)) from error
+    return store
+
+
+def _store(spec: StorageSpec) -> ArtifactStore:
+    if not is_remote(spec.root):
+        return LocalStore(Path(spec.root))
+    module, _, name = _BUCKET.partition(":")
+    store: ArtifactStore = getattr(importlib.import_module(module), name)(Address.parse(spec.root, spec.endpoint))
     return store

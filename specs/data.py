@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from specs.address import checked_endpoint, checked_place
 from specs.base import SpecModel
 
 Means = Annotated[list[float], Field(min_length=1, max_length=4)]
@@ -53,7 +54,28 @@ class ImageFolder(_Data):
     """Marks this kind of data."""
 
     root: str = Field(min_length=1)
-    """Path of the folder; relative paths count from where the command runs, `~` and `${VARIABLE}` are expanded."""
+    """Path of the folder, or `s3://BUCKET/PREFIX` (each node then keeps the images that it needs in its cache);
+    relative paths count from where the command runs, `~` and `${VARIABLE}` are expanded."""
+
+    endpoint: str | None = None
+    """Address of an S3-compatible store, `http(s)://HOST:PORT`, for a root that begins with `s3://`; `null` =
+    AWS_ENDPOINT_URL if it is set, else Amazon's."""
+
+    @field_validator("root")
+    @classmethod
+    def _root_is_a_place(cls, root: str) -> str:
+        return checked_place(root)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_is_one(cls, endpoint: str | None) -> str | None:
+        return endpoint if endpoint is None else checked_endpoint(endpoint)
+
+    @model_validator(mode="after")
+    def _endpoint_belongs_to_a_bucket(self) -> Self:
+        if self.endpoint is not None and not self.root.startswith("s3://"):
+            raise ValueError("`endpoint` goes with a `root` that begins with `s3://`")
+        return self
 
     train: str = "train"
     """Sub-folder of the training split."""

@@ -55,8 +55,8 @@ def variables(text: str) -> list[str]:
 
 def path_fields(data: Mapping[str, Any]) -> Iterator[SpecPath]:
     """Paths of all fields of a (not yet validated) spec that hold a file path or an address."""
-    candidates: list[SpecPath] = [("data", "root"), ("storage", "root"), ("tracking", "uri")]
-    candidates += [("cluster", "ssh_private_key")]
+    candidates: list[SpecPath] = [("data", "root"), ("data", "endpoint"), ("storage", "root")]
+    candidates += [("storage", "endpoint"), ("tracking", "uri"), ("cluster", "ssh_private_key")]
     candidates += [(*teacher, "checkpoint") for teacher in teacher_paths(data)]
     stages = data.get("stages")
     for i in range(len(stages) if isinstance(stages, list) else 0):

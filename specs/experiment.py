@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
+from specs.address import checked_endpoint, checked_place
 from specs.base import SpecModel
 from specs.cluster import ClusterSpec
 from specs.data import DataSpec
@@ -48,8 +49,29 @@ class StorageSpec(SpecModel):
     """Where finished stages live."""
 
     root: str = "slimvit-store"
-    """Folder (local disk or shared mount) of the artefact store; relative paths count from where the command runs,
-    `~` and `${VARIABLE}` are expanded."""
+    """Folder (local disk or shared mount) of the artefact store, or `s3://BUCKET/PREFIX`; relative paths count from
+    where the command runs, `~` and `${VARIABLE}` are expanded. Credentials come from the environment or `~/.aws`, never
+    from a spec."""
+
+    endpoint: str | None = None
+    """Address of an S3-compatible store, `http(s)://HOST:PORT`, for a root that begins with `s3://`; `null` =
+    AWS_ENDPOINT_URL if it is set, else Amazon's."""
+
+    @field_validator("root")
+    @classmethod
+    def _root_is_a_place(cls, root: str) -> str:
+        return checked_place(root)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_is_one(cls, endpoint: str | None) -> str | None:
+        return endpoint if endpoint is None else checked_endpoint(endpoint)
+
+    @model_validator(mode="after")
+    def _endpoint_belongs_to_a_bucket(self) -> StorageSpec:
+        if self.endpoint is not None and not self.root.startswith("s3://"):
+            raise ValueError("`endpoint` goes with a `root` that begins with `s3://`")
+        return self
 
 
 class TrackingSpec(SpecModel):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import shutil
 import threading
 import time
 import uuid
@@ -14,10 +14,20 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 from cluster.connect import ClusterUnreachable, Connection, connect
+from cluster.leases import Leases
 from cluster.storage import ArtifactStore
 from orchestrator.errors import ResourceError
 from orchestrator.execution.admission import Admission, admit, check_measurements
-from orchestrator.execution.events import Event, LaneDown, LaneUp, RunStarted, StageFailed, StageFinished, StageSkipped
+from orchestrator.execution.events import (
+    Event,
+    LaneDown,
+    LaneUp,
+    RunStarted,
+    StageFailed,
+    StageFinished,
+    StageFound,
+    StageSkipped,
+)
 from orchestrator.execution.lane import LaneSpec, Runners, drive
 from orchestrator.execution.queue import QueueState, StageQueue
 from orchestrator.planning import status
@@ -33,6 +43,8 @@ _SAVE_PATIENCE_S = 15.0
 """How long stages may take to save their progress after a stop, in seconds."""
 _END_PATIENCE_S = 10.0
 """How long lanes may take to end once there is no more work, in seconds."""
+_CLOSE_PATIENCE_S = 20.0
+"""How long giving the leases back may take, in seconds; what is not given back expires."""
 
 
 @dataclass
@@ -43,6 +55,8 @@ class RunSummary:
     """Digests of stages that this run finished."""
     done_before: list[str] = field(default_factory=list)
     """Digests of stages that earlier runs finished."""
+    found: list[str] = field(default_factory=list)
+    """Digests of stages that other runs on the same store finished meanwhile."""
     failed: dict[str, str] = field(default_factory=dict)
     """Digest → reason."""
     skipped: dict[str, str] = field(default_factory=dict)
@@ -70,7 +84,7 @@ def run(
     Args:
         plan: the stages.
         experiment: its `resources` say what to run them on.
-        store: where finished stages are, and go; must be reachable under the same path from every worker.
+        store: where finished stages are, and go; must be reachable at the same place from every worker.
         address: of a running Ray cluster; `None` starts one on this machine.
         on_event: called in this thread with everything that happens, in order.
         should_stop: asked four times a second; once true, stages save their progress and the run ends.
@@ -136,9 +150,10 @@ class _Run:
             num_lanes=admission.lanes,
             max_retries=self._resources.max_retries,
             deadline_s=self._deadline_s,
+            store=store,
         )
         # Ray Train insists on a folder that all its nodes see, though nothing of ours goes there.
-        self._folder = cluster.folder / "train" if cluster.started else store.scratch()
+        self._folder = str(cluster.folder / "train") if cluster.started else store.scratch()
         self._id = uuid.uuid4().hex[:12]
         self._threads: dict[int, threading.Thread] = {}
         self._ended: SimpleQueue[tuple[int, Exception | None]] = SimpleQueue()
@@ -173,9 +188,14 @@ class _Run:
         self._end(patience_s=_END_PATIENCE_S if stop_at is None else 3.0)
 
     def clear_up(self) -> None:
-        """Remove what lies outside the cluster's own folder, however the run ended."""
+        """Give leases back and remove what lies outside the cluster's own folder, however the run ended."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._queue.close.remote(), timeout=_CLOSE_PATIENCE_S)
         if not self._cluster.started:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a store that is away just now: `slimvit gc` finds it
+                self._store.discard(self._folder)
 
     def _poll(self) -> QueueState:
         import ray
@@ -188,6 +208,8 @@ class _Run:
                 self._barren = 0
             elif isinstance(event, StageFinished):
                 self._summary.finished.append(event.stage)
+            elif isinstance(event, StageFound):
+                self._summary.found.append(event.stage)
             elif isinstance(event, StageFailed):
                 self._summary.failed[event.stage] = event.reason
             elif isinstance(event, StageSkipped):
@@ -260,13 +282,20 @@ class _Run:
             self._reap()
 
 
+class _LeasedQueue(StageQueue):
+    """The queue with its leases, which are made in the process that holds them."""
+
+    def __init__(self, stages: Mapping[str, Stage], done: list[str], *, store: ArtifactStore, **options: Any) -> None:
+        super().__init__(stages, done, leases=Leases(store.register(), store.committed), **options)
+
+
 def _queue_actor(stages: Mapping[str, Stage], done: list[str], **options: Any) -> ActorHandle[Any]:
     """The queue as an actor on this node: it lives and dies with this process."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(StageQueue)
+    actor: Any = ray.remote(_LeasedQueue)
     queue: ActorHandle[Any] = actor.options(num_cpus=0, scheduling_strategy=here).remote(stages, done, **options)
     return queue
 

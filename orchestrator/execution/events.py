@@ -81,4 +81,43 @@ class StageSkipped:
     """Digest of the stage that failed."""
 
 
-Event = RunStarted | LaneUp | LaneDown | StageStarted | StageFinished | StageFailed | StageSkipped | Progress
+@dataclass(frozen=True)
+class StageElsewhere:
+    """Another run is at this stage; this one waits for its result."""
+
+    stage: str
+    """Digest."""
+    host: str
+    """Where that run is."""
+    since: float
+    """Seconds since the epoch, by that machine's clock."""
+
+
+@dataclass(frozen=True)
+class StageFound:
+    """Another run finished a stage that this one was to run."""
+
+    stage: str
+    """Digest."""
+
+
+@dataclass(frozen=True)
+class StoreSilent:
+    """The store cannot be reached, so that no new stage can begin; it is asked again."""
+
+    reason: str
+
+
+Event = (
+    RunStarted
+    | LaneUp
+    | LaneDown
+    | StageStarted
+    | StageFinished
+    | StageFailed
+    | StageSkipped
+    | StageElsewhere
+    | StageFound
+    | StoreSilent
+    | Progress
+)

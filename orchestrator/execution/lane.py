@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.storage import ArtifactStore
+from cluster.storage import ArtifactStore, StoreUnavailable
 from orchestrator.errors import SlimvitError
 from orchestrator.execution.reporter import Reporter
 from orchestrator.planning.plan import Stage
@@ -62,8 +62,8 @@ class LaneSpec:
     deadline_s: float | None
     run_name: str
     """Unique to this start of this lane: Ray Train silently resumes a name it knows."""
-    folder: Path
-    """Private to the run; Ray Train keeps its own notes there."""
+    folder: str
+    """Path or address, private to the run; Ray Train keeps its own notes there."""
     runners: Runners = Runners()
 
     @property
@@ -87,7 +87,7 @@ def drive(spec: LaneSpec) -> None:
     threads = str(spec.threads)
     run_config: Any = RunConfig(
         name=spec.run_name,
-        storage_path=str(spec.folder),
+        storage_path=spec.folder,
         failure_config=FailureConfig(max_failures=spec.max_retries, controller_failure_limit=_PLACEMENT_ATTEMPTS),
         worker_runtime_env={
             "env_vars": {
@@ -214,6 +214,8 @@ def explain(error: BaseException) -> str:
             f"the GPU's memory does not suffice ({str(error).splitlines()[0]}). Lower `training.micro_batch` (the "
             "result stays the same, gradients are accumulated) or `training.batch_size`"
         )
+    if isinstance(error, StoreUnavailable):
+        return str(error)
     if isinstance(error, ValueError | OSError):
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"{error} ({type(error).__name__} in {'/'.join(Path(where.filename).parts[-3:])}:{where.lineno})"

@@ -19,10 +19,13 @@ from orchestrator.execution.events import (
     LaneDown,
     LaneUp,
     RunStarted,
+    StageElsewhere,
     StageFailed,
     StageFinished,
+    StageFound,
     StageSkipped,
     StageStarted,
+    StoreSilent,
 )
 from orchestrator.planning.plan import Plan
 from orchestrator.training.interface import Progress
@@ -119,6 +122,7 @@ class _State:
         self.plan = plan
         self.began = time.monotonic()
         self.running: dict[str, StageProgress] = {}
+        self.elsewhere: dict[str, StageElsewhere] = {}
         self.total = self.done_before = self.finished = self.failed = self.skipped = 0
 
     def label(self, digest: str) -> str:
@@ -129,12 +133,19 @@ class _State:
             self.total, self.done_before = len(event.to_run), len(event.done)
         elif isinstance(event, StageStarted):
             stage = self.plan.stages[event.stage]
+            self.elsewhere.pop(event.stage, None)
             self.running[event.stage] = StageProgress(stage.label, stage.epochs)
         elif isinstance(event, Progress):
             if event.stage in self.running:
                 self.running[event.stage].update(event)
         elif isinstance(event, StageFinished):
             self.running.pop(event.stage, None)
+            self.finished += 1
+        elif isinstance(event, StageElsewhere):
+            self.running.pop(event.stage, None)
+            self.elsewhere[event.stage] = event
+        elif isinstance(event, StageFound):
+            self.elsewhere.pop(event.stage, None)
             self.finished += 1
         elif isinstance(event, StageFailed):
             self.running.pop(event.stage, None)
@@ -189,6 +200,12 @@ class PlainView:
             return f"{state.label(event.stage)}: finished in {_duration(event.seconds)} ({count})"
         if isinstance(event, StageFailed):
             return f"{state.label(event.stage)}: FAILED: {event.reason}"
+        if isinstance(event, StageElsewhere):
+            return f"{state.label(event.stage)}: {_elsewhere(event)}; waiting for it"
+        if isinstance(event, StageFound):
+            return f"{state.label(event.stage)}: finished by another run ({state.finished}/{state.total})"
+        if isinstance(event, StoreSilent):
+            return f"no new stage can begin: {event.reason}"
         if isinstance(event, StageSkipped):
             return f"{state.label(event.stage)}: skipped, because {state.label(event.because_of)} failed"
         return None
@@ -250,6 +267,10 @@ class LiveView:
             self._say(f"[yellow]again[/] {escape(label(event.stage))} (attempt {event.attempt}): a worker died")
         elif isinstance(event, StageFinished):
             self._say(f"[green]done[/]   {escape(label(event.stage))}  {_duration(event.seconds)}")
+        elif isinstance(event, StageFound):
+            self._say(f"[green]done[/]   {escape(label(event.stage))}  by another run")
+        elif isinstance(event, StoreSilent):
+            self._say(f"[yellow]waiting[/] no new stage can begin: {escape(event.reason)}")
         elif isinstance(event, StageFailed):
             self._say(f"[red]failed[/] {escape(label(event.stage))}: {escape(event.reason)}")
 
@@ -267,6 +288,8 @@ class LiveView:
             bar = ProgressBar(total=total, completed=stage.step, width=_BAR_WIDTH, pulse=total is None)
             facts = "  ".join(f"{name} {text}" for name, text in stage.facts())
             table.add_row(Text(stage.label, overflow="ellipsis", no_wrap=True), bar, Text(facts, no_wrap=True))
+        for event in list(state.elsewhere.values()):
+            table.add_row(Text(state.label(event.stage), no_wrap=True), "", Text(_elsewhere(event), style="dim"))
         parts.append(table)
         counts = f"{state.finished}/{state.total} stages"
         if state.done_before:
@@ -278,6 +301,10 @@ class LiveView:
         if self._stopping:
             line.append("  stopping: stages save their progress; Ctrl-C again to stop at once", style="yellow")
         return Group(*parts, line)
+
+
+def _elsewhere(event: StageElsewhere) -> str:
+    return f"computed by {event.host} since {time.strftime('%H:%M:%S', time.localtime(event.since))}"
 
 
 def _duration(seconds: float) -> str:

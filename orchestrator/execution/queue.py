@@ -10,15 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+from cluster.leases import Elsewhere
 from orchestrator.execution.events import (
     Event,
     LaneUp,
+    StageElsewhere,
     StageFailed,
     StageFinished,
+    StageFound,
     StageSkipped,
     StageStarted,
+    StoreSilent,
 )
 from orchestrator.planning.plan import Stage
 from orchestrator.training.interface import Progress
@@ -27,6 +31,8 @@ IDLE_LANE_S = 120.0
 """A lane that finds no work for so long, while others are busy, ends and frees its resources."""
 DEADLINE_GRACE_S = 60.0
 """Time between asking an overdue stage to stop and killing its workers."""
+STORE_PAUSE_S = 10.0
+"""After the store could not be reached, it is asked again so much later."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,30 @@ class QueueState:
     """Handles of workers whose stage ignored its deadline; they must be killed."""
 
 
+class StageLeases(Protocol):
+    """What the queue asks of `cluster.leases.Leases`; names are those of the stages' artefacts."""
+
+    def take(self, name: str) -> Elsewhere | Literal["taken", "finished"]:
+        """Take a lease, or say who holds it."""
+        ...
+
+    def give_back(self, name: str, *, finished: bool) -> None:
+        """Let a lease go; one that is not held is fine."""
+        ...
+
+    def watch(self, name: str) -> None:
+        """Tell in `changes` what becomes of a lease that another run holds."""
+        ...
+
+    def changes(self) -> Collection[tuple[str, Literal["lost", "free", "finished"]]]:
+        """What became known since the last call."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
 @dataclass
 class _Lane:
     group: str | None = None
@@ -77,12 +107,16 @@ class StageQueue:
     handed out when no other lane holds a stage, and while it runs nothing else is. A failed stage takes its
     descendants with it, and nothing else.
 
+    A stage is handed out only with a lease, so that of several runs on one store only one computes it. What another run
+    holds is waited for, and counts as finished once it is there. A stage whose lease another run took over is stopped.
+
     Args:
         stages: digest → stage, parents first.
         done: digests of finished stages.
         num_lanes: lanes that will ask.
         max_retries: how often a stage is begun again after a worker died.
         deadline_s: wall-clock limit of a stage over all its attempts in this run, in seconds.
+        leases: who may compute what; `None` = this is the only run there can be.
         clock: seconds; a parameter for tests.
     """
 
@@ -94,6 +128,7 @@ class StageQueue:
         num_lanes: int = 1,
         max_retries: int = 0,
         deadline_s: float | None = None,
+        leases: StageLeases | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._stages = dict(stages)
@@ -105,6 +140,12 @@ class StageQueue:
         self._failed_ranks: dict[tuple[int, str, int], set[int]] = {}
         self._max_retries = max_retries
         self._deadline_s = deadline_s
+        self._leases = leases
+        self._elsewhere: set[str] = set()
+        """Stages that other runs are at."""
+        self._revoked: set[str] = set()
+        """Stages whose leases other runs took over while a lane was at them."""
+        self._store_silent_until = 0.0
         self._clock = clock
         self._stopping = False
         self._events: list[Event] = []
@@ -140,6 +181,8 @@ class StageQueue:
         if place.stage is not None and place.turns:  # another worker of the group is still at the turn before
             return _WAIT
         if self._stopping:
+            if place.stage is not None:
+                self._let_go(place.stage)
             place.stage = None
             return self._end(place)
         # A stage without a turn was held by the group before this one.
@@ -154,7 +197,9 @@ class StageQueue:
         if place.group != group:
             return True
         self._events.extend(progress)
-        return self._stopping or (place.stage is not None and self._overdue_s(place.stage) > 0)
+        if self._stopping or place.stage is None:
+            return self._stopping
+        return place.stage in self._revoked or self._overdue_s(place.stage) > 0
 
     def finish(self, lane: int, group: str, digest: str, result: dict[str, Any]) -> None:
         """The stage's artefact is committed."""
@@ -162,6 +207,8 @@ class StageQueue:
         if place.group != group or place.stage != digest:
             return
         place.stage = None
+        self._revoked.discard(digest)
+        self._let_go(digest, finished=True)
         self._finished.add(digest)
         self._events.append(StageFinished(digest, lane, self._clock() - self._started_at[digest], result))
 
@@ -185,8 +232,15 @@ class StageQueue:
         if place.group != group or place.stage != digest:
             return
         place.stage = None
-        if self._overdue_s(digest) > 0:
+        if digest in self._revoked:
+            self._revoked.discard(digest)
+            self._elsewhere.add(digest)
+            assert self._leases is not None, "who revoked it otherwise?"
+            self._leases.watch(artefact(digest))
+        elif self._overdue_s(digest) > 0:
             self._give_up(digest, self._past_deadline())
+        else:
+            self._let_go(digest)
 
     # What the driver calls.
 
@@ -199,8 +253,12 @@ class StageQueue:
         place = self._lanes[lane]
         digest, place.stage = place.stage, None
         self._retire(place)
-        if digest is not None and self._attempts[digest] > self._max_retries:
+        if digest is None:
+            return
+        if self._attempts[digest] > self._max_retries:
             self._give_up(digest, self._died(digest, reason))
+        else:
+            self._let_go(digest)
 
     def abandon(self, reason: str) -> None:
         """No lane can be had: everything that is left fails."""
@@ -208,12 +266,18 @@ class StageQueue:
             if not self._settled(digest) and all(parent in self._finished for parent in self._stages[digest].parents):
                 self._give_up(digest, reason)
 
+    def close(self) -> None:
+        """Give all leases back: no lane works for this run any more."""
+        if self._leases is not None:
+            self._leases.close()
+
     def holds(self, lane: int) -> str | None:
         """Digest of the stage that a lane holds."""
         return self._lanes[lane].stage
 
     def poll(self) -> QueueState:
         """What happened since the last call, and how things stand."""
+        self._hear_of_leases()
         events, self._events = tuple(self._events), []
         stuck = self._give_up_stuck()
         busy = {lane: place.stage for lane, place in self._lanes.items() if place.stage is not None}
@@ -226,6 +290,49 @@ class StageQueue:
         )
 
     # How it decides.
+
+    def _hear_of_leases(self) -> None:
+        """Take in what became known of stages at other runs."""
+        held = {place.stage for place in self._lanes.values()}
+        for name, kind in () if self._leases is None else self._leases.changes():
+            digest = name.rpartition("/")[2]
+            if kind == "lost":
+                if digest in held:
+                    self._revoked.add(digest)
+            elif digest in self._elsewhere:
+                self._elsewhere.discard(digest)
+                if kind == "finished":
+                    self._find(digest)
+
+    def _take(self, digest: str) -> bool:
+        """Whether this run may compute a stage; if not, what becomes of it is heard of later."""
+        if self._leases is None:
+            return True
+        if self._clock() < self._store_silent_until:
+            return False
+        try:
+            answer = self._leases.take(artefact(digest))
+        except OSError as error:
+            self._store_silent_until = self._clock() + STORE_PAUSE_S
+            self._events.append(StoreSilent(str(error)))
+            return False
+        if answer == "taken":
+            return True
+        if answer == "finished":
+            self._find(digest)
+        else:
+            self._elsewhere.add(digest)
+            self._events.append(StageElsewhere(digest, answer.host, answer.since))
+        return False
+
+    def _find(self, digest: str) -> None:
+        if not self._settled(digest):
+            self._finished.add(digest)
+            self._events.append(StageFound(digest))
+
+    def _let_go(self, digest: str, *, finished: bool = False) -> None:
+        if self._leases is not None:
+            self._leases.give_back(artefact(digest), finished=finished)
 
     def _give_up_stuck(self) -> tuple[Any, ...]:
         handles: list[Any] = []
@@ -255,6 +362,7 @@ class StageQueue:
             for digest, stage in self._stages.items()
             if not self._settled(digest)
             and digest not in held
+            and digest not in self._elsewhere
             and all(parent in self._finished for parent in stage.parents)
         ]
         return sorted(ready, key=self._order.__getitem__)
@@ -269,7 +377,7 @@ class StageQueue:
         # Several lanes: measuring stops all of them, so it waits until there is nothing to train. One lane: it costs
         # nothing, and results come early.
         choice = measures + trains if len(self._lanes) == 1 else trains + measures
-        return choice[0] if choice else None
+        return next((digest for digest in choice if self._take(digest)), None)
 
     def _assign(self, lane: int, digest: str) -> Assignment:
         place = self._lanes[lane]
@@ -316,6 +424,8 @@ class StageQueue:
         place.group, place.workers, place.turns, place.idle_since = None, {}, [], None
 
     def _give_up(self, digest: str, reason: str) -> None:
+        self._revoked.discard(digest)
+        self._let_go(digest)
         self._failed[digest] = reason
         self._events.append(StageFailed(digest, reason))
         below = list(self._children[digest])
@@ -344,3 +454,8 @@ class StageQueue:
             f"its workers died {times} time{'s' if times > 1 else ''} (`resources.max_retries: {self._max_retries}`); "
             f"the last time: {reason}"
         )
+
+
+def artefact(digest: str) -> str:
+    """Name of a stage's artefact, and of its lease."""
+    return f"stages/{digest}"

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.text import Text
 from rich.tree import Tree
 
-from cluster.local import LocalStore
+from cluster.storage import ArtifactStore
 from orchestrator.planning.explain import explain
 from orchestrator.planning.feasible import cannot_start
 from orchestrator.planning.plan import MeasureStage, NetworkSource, Plan, StoreStage
@@ -58,8 +58,8 @@ def as_json(plan: Plan, experiment: Experiment) -> str:
     )
 
 
-def _store(experiment: Experiment) -> LocalStore:
-    return open_store(experiment.storage.root)
+def _store(experiment: Experiment) -> ArtifactStore:
+    return open_store(experiment.storage)
 
 
 def _counts(plan: Plan, found: Mapping[str, Status]) -> dict[str, int]:
@@ -76,8 +76,8 @@ def _counts(plan: Plan, found: Mapping[str, Status]) -> dict[str, int]:
     }
 
 
-def _stored_bytes(plan: Plan, found: Mapping[str, Status], store: LocalStore) -> dict[str, int]:
-    """Size of all stored teachers, how much of it is to be written, and what the disk has free."""
+def _stored_bytes(plan: Plan, found: Mapping[str, Status], store: ArtifactStore) -> dict[str, int | None]:
+    """Size of all stored teachers, how much of it is to be written, and what the disk has free (`None`: no limit)."""
     missing = stores(plan, _to_run(found))
     return {
         "all": sum(stage.num_bytes for stage in stores(plan, plan.stages)),
@@ -95,9 +95,12 @@ def _rendered(plan: Plan, experiment: Experiment) -> Group:
     found = statuses(plan, store)
     parts: list[Text | Tree] = [_tree(plan, found), Text(_summary(_counts(plan, found)))]
     if stores(plan, plan.stages):
-        size = {name: shown_bytes(value) for name, value in _stored_bytes(plan, found, store).items()}
+        sizes = _stored_bytes(plan, found, store).items()
+        size = {name: "any room" if value is None else shown_bytes(value) for name, value in sizes}
         parts.append(
-            Text(f"Stored teachers: {size['all']}; {size['to_write']} to write, {size['free']} free in {store.root}.")
+            Text(
+                f"Stored teachers: {size['all']}; {size['to_write']} to write, {size['free']} free in {store.location}."
+            )
         )
     missing = _to_run(found)
     obstacles = cannot_start(plan, missing, experiment.resources)

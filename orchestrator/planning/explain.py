@@ -47,7 +47,7 @@ def explain(plan: Plan, experiment: Experiment, stage: str) -> str:
         StoreError: if a finished stage is damaged.
     """
     wanted = find_stage(plan, stage)
-    store = open_store(experiment.storage.root)
+    store = open_store(experiment.storage)
     title = f"{wanted.label} ({wanted.digest[:SHORT]})"
     if store.committed(f"stages/{wanted.digest}"):
         return f"{title} is finished; it will not run again."

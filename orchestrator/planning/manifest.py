@@ -1,7 +1,8 @@
 """What a data set is, without decoding an image: its classes, how many images, and a digest of what it holds.
 
-A folder's digest is over relative paths and file sizes, so that moving the folder changes nothing and adding,
-removing, renaming or resizing an image does. Large folders are not read again while no directory has changed.
+A folder's digest is over relative paths and file sizes, so that moving the folder (into a bucket, too) changes nothing
+and adding, removing, renaming or resizing an image does. Large folders are not read again while no directory has
+changed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cluster.remote import open_folder
+from cluster.storage import StoreUnavailable
 from orchestrator.errors import DataError
 from orchestrator.planning.digest import digest_of
+from specs.address import is_remote
 from specs.data import DataSpec, ImageFolder, Torchvision
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -32,6 +36,10 @@ TORCHVISION = {
     "STL10": (10, 5_000, 8_000),
 }
 """Classes, training images and validation images of torchvision's data sets (its test split validates)."""
+
+
+Classes = dict[str, dict[str, list[tuple[str, int]]]]
+"""Split → class → its images as (relative path, bytes)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def manifest_of(data: DataSpec) -> Manifest:
         DataError: if a folder is missing or empty, classes do not agree, or the package of a sample is not installed.
     """
     if isinstance(data, ImageFolder):
-        return _image_folder(data)
+        return _remote_folder(data) if is_remote(data.root) else _image_folder(data)
     if isinstance(data, Torchvision):
         num_classes, num_train, num_val = TORCHVISION[data.name]
         return Manifest(digest_of({"torchvision": data.name}), num_classes, num_train, num_val)
@@ -82,7 +90,42 @@ def _image_folder(data: ImageFolder) -> Manifest:
         return kept
     changed: dict[str, int] = {}
     found = {split: dict(_classes(folder, changed)) for split, folder in splits.items()}
-    _check(found, splits)
+    _check(found, {split: str(folder) for split, folder in splits.items()})
+    manifest = _manifest(found)
+    if manifest.num_train + manifest.num_val >= CACHE_FROM_IMAGES:
+        _write_cache(cached, changed, manifest)
+    return manifest
+
+
+def _remote_folder(data: ImageFolder) -> Manifest:
+    """Of images in a bucket, from its listing."""
+    names = {"train": data.train.strip("/"), "val": data.val.strip("/")}
+    found: Classes = {split: {} for split in names}
+    try:
+        listed = open_folder(data.root, data.endpoint).files(fresh=True)
+    except StoreUnavailable as error:
+        raise DataError(str(error)) from error
+    for file in listed:
+        for split, name in names.items():
+            kind, inside, path = file.path.removeprefix(f"{name}/").partition("/")
+            if not file.path.startswith(f"{name}/") or not inside or kind.startswith("."):
+                continue
+            images = found[split].setdefault(kind, [])
+            if os.path.splitext(path)[1].lower() in SUFFIXES:
+                images.append((path, file.size))
+    places = {split: f"{data.root.rstrip('/')}/{name}" for split, name in names.items()}
+    for split, classes in found.items():
+        if not classes:
+            raise DataError(
+                f"the {split} images are not there: nothing lies below {places[split]}/. Set `data.root` and "
+                f"`data.{split}` to places with one sub-folder a class."
+            )
+    _check(found, places)
+    return _manifest(found)
+
+
+def _manifest(found: Classes) -> Manifest:
+    """Of the images of each split and class."""
     counts = {split: sum(map(len, classes.values())) for split, classes in found.items()}
     digest = hashlib.sha256()
     for split, classes in found.items():
@@ -90,10 +133,7 @@ def _image_folder(data: ImageFolder) -> Manifest:
             for path, size in sorted(classes[name]):
                 digest.update(f"{split}/{name}/{path}\0{size}\n".encode())
     names = tuple(sorted(found["train"]))
-    manifest = Manifest(digest.hexdigest(), len(names), counts["train"], counts["val"], names)
-    if sum(counts.values()) >= CACHE_FROM_IMAGES:
-        _write_cache(cached, changed, manifest)
-    return manifest
+    return Manifest(digest.hexdigest(), len(names), counts["train"], counts["val"], names)
 
 
 def _classes(split: Path, changed: dict[str, int]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
@@ -113,7 +153,7 @@ def _images(folder: Path, prefix: str, changed: dict[str, int]) -> Iterator[tupl
             yield prefix + entry.name, entry.stat().st_size
 
 
-def _check(found: dict[str, dict[str, list[tuple[str, int]]]], splits: dict[str, Path]) -> None:
+def _check(found: Classes, splits: dict[str, str]) -> None:
     """Refuse data that cannot train or validate."""
     train, val = found["train"], found["val"]
     if len(train) < 2:
@@ -124,7 +164,7 @@ def _check(found: dict[str, dict[str, list[tuple[str, int]]]], splits: dict[str,
         empty = sorted(name for name, images in classes.items() if not images)
         if empty:
             raise DataError(
-                f"no images in {splits[split] / empty[0]}"
+                f"no images in {splits[split]}/{empty[0]}"
                 + (f" and {len(empty) - 1} other class folders" if len(empty) > 1 else "")
                 + f". Put images ({', '.join(sorted(SUFFIXES))}) there, or remove the folder in every split."
             )

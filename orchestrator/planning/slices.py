@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import PlanError
+from specs.address import is_remote
 from specs.assign import NoSuchPath, assign, resolve, value_at
 from specs.data import DataSpec, ImageFolder, Torchvision
 from specs.expand import expand, path_fields
@@ -127,7 +128,7 @@ class Slices:
 
 def _with_absolute_root(part: Any) -> Any:
     """Images are read by workers, which run in folders of their own."""
-    if not isinstance(part, ImageFolder | Torchvision):
+    if not isinstance(part, ImageFolder | Torchvision) or is_remote(part.root):
         return part
     return part.model_copy(update={"root": str(Path(part.root).expanduser().absolute())})
 

@@ -13,7 +13,8 @@ Status = Literal["done", "to run", "not needed"]
 
 def finished(plan: Plan, store: ArtifactStore) -> frozenset[str]:
     """Digests of the plan's stages whose artefacts are committed."""
-    return frozenset(digest for digest in plan.stages if store.committed(f"stages/{digest}"))
+    there = store.present([f"stages/{digest}" for digest in plan.stages])
+    return frozenset(digest for digest in plan.stages if f"stages/{digest}" in there)
 
 
 def to_run(plan: Plan, done: Set[str]) -> frozenset[str]:

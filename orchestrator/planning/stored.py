@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from cluster.local import LocalStore
 from cluster.storage import ArtifactStore
 from orchestrator.planning.digest import FORMAT, digest_of
 from orchestrator.planning.networks import Network
@@ -134,11 +133,11 @@ def stores(plan: Plan, of: Collection[str]) -> list[StoreStage]:
     return [stage for digest, stage in plan.stages.items() if digest in of and isinstance(stage, StoreStage)]
 
 
-def no_room(plan: Plan, missing: Collection[str], store: LocalStore) -> list[str]:
+def no_room(plan: Plan, missing: Collection[str], store: ArtifactStore) -> list[str]:
     """Why the answers that are still to be written do not fit on the store's disk; empty if they do."""
     wanted = stores(plan, missing)
     needed, free = sum(bytes_to_write(stage, store) for stage in wanted), store.free_bytes()
-    return [too_large(wanted, needed, free, str(store.root))] if needed > free else []
+    return [] if free is None or needed <= free else [too_large(wanted, needed, free, store.location)]
 
 
 def too_large(wanted: Iterable[StoreStage], needed: int, free: int, root: str) -> str:

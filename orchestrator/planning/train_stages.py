@@ -33,7 +33,7 @@ from strategies.catalog import UnknownModelError
 from strategies.claims import conflicts, left_by
 from strategies.facts import Facts
 
-NOT_IN_DATA_DIGEST = {"root", "download", "loader_workers"}
+NOT_IN_DATA_DIGEST = {"root", "endpoint", "download", "loader_workers"}
 """Where the images lie and who reads them does not matter; what they are is in the manifest."""
 NOT_IN_TRAINING_DIGEST = {"checkpoint_every_steps"}
 """How often a stage can be resumed does not change where it ends."""

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.local import LocalStore
 from cluster.storage import ArtifactStore
 from orchestrator.errors import UsageError
 from orchestrator.planning.plan import Plan
@@ -54,7 +53,7 @@ def compare_experiment(
     assignments: Sequence[str],
     output_format: str,
     out: Path | None,
-    store_root: Path | None,
+    store_root: str | Path | None,
     *,
     beside: Sequence[str] = (),
     cost: str = "macs",
@@ -172,7 +171,7 @@ def _write_figure(comparison: Comparison, experiment: Experiment, output_format:
     return str(path)
 
 
-def _record(comparison: Comparison, plan: Plan, experiment: Experiment, store: LocalStore, path: Path) -> str:
+def _record(comparison: Comparison, plan: Plan, experiment: Experiment, store: ArtifactStore, path: Path) -> str:
     """Keep the report in MLflow; says where, or nothing after the warning that it could not be."""
     uri = experiment.tracking.uri
     name = experiment.tracking.experiment or experiment.name
@@ -187,7 +186,7 @@ def _record(comparison: Comparison, plan: Plan, experiment: Experiment, store: L
         name,
         plan,
         experiment,
-        journals=journal_home(store.root),
+        journals=journal_home(store.location),
         warn=lambda message: print(message, file=sys.stderr),
     )
     complete = tracker.sync(plan, store, path)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.local import LocalStore
 from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.planning.make import make_plan
@@ -26,10 +25,10 @@ class Found(NamedTuple):
 
     plan: Plan
     experiment: Experiment
-    store: LocalStore
+    store: ArtifactStore
 
 
-def find_plan(name_or_spec: str, store_root: Path | None = None, assignments: Sequence[str] = ()) -> Found:
+def find_plan(name_or_spec: str, store_root: str | Path | None = None, assignments: Sequence[str] = ()) -> Found:
     """Find an experiment.
 
     Args:
@@ -50,7 +49,7 @@ def find_plan(name_or_spec: str, store_root: Path | None = None, assignments: Se
             f"`--set` changes a spec, but `{name_or_spec}` is the name of a finished experiment. Name the spec file "
             "instead, or leave `--set` out."
         )
-    return _from_store(name_or_spec, open_store(store_root or StorageSpec().root))
+    return _from_store(name_or_spec, open_store(store_root or StorageSpec()))
 
 
 def experiments(store: ArtifactStore) -> list[str]:
@@ -66,7 +65,7 @@ def require_results(found: Found) -> None:
     """
     if not any(found.store.committed(f"stages/{digest}") for digest in found.plan.stages):
         raise UsageError(
-            f"nothing of `{found.plan.experiment}` is finished in the store {found.store.root}. Run the spec first "
+            f"nothing of `{found.plan.experiment}` is finished in the store {found.store.location}. Run the spec first "
             "(`slimvit run`), or name another store with `--store`."
         )
 
@@ -86,7 +85,7 @@ def combinations_named(plan: Plan, name: str) -> list[Combination]:
     return named
 
 
-def latest_plan(name: str, store: LocalStore) -> Plan | None:
+def latest_plan(name: str, store: ArtifactStore) -> Plan | None:
     """What was last run or measured of an experiment on a store; `None` if nothing was.
 
     Raises:
@@ -96,7 +95,16 @@ def latest_plan(name: str, store: LocalStore) -> Plan | None:
     return _read(store, kept[-1]).plan if kept else None
 
 
-def latest_experiment(store: LocalStore) -> Experiment:
+def plans_of(name: str, store: ArtifactStore) -> list[Found]:
+    """Everything that runs left of an experiment, the oldest first.
+
+    Raises:
+        StoreError: if one of them is damaged.
+    """
+    return [_read(store, kept) for kept in store.names(f"plans/{name}")]
+
+
+def latest_experiment(store: ArtifactStore) -> Experiment:
     """The experiment that was run last on a store.
 
     Raises:
@@ -105,7 +113,7 @@ def latest_experiment(store: LocalStore) -> Experiment:
     """
     runs = sorted(store.names("plans"), key=lambda name: name.rsplit("/", 1)[-1])
     if not runs:
-        raise UsageError(f"the store {store.root} has no experiment. Run a spec first, or name another store.")
+        raise UsageError(f"the store {store.location} has no experiment. Run a spec first, or name another store.")
     return _read(store, runs[-1]).experiment
 
 
@@ -118,25 +126,25 @@ def load_spec(path: Path, assignments: Sequence[str]) -> SpecDocument:
     return load(path, assignments, resolver=registry.resolver)
 
 
-def _from_spec(path: Path, store_root: Path | None, assignments: Sequence[str]) -> Found:
+def _from_spec(path: Path, store_root: str | Path | None, assignments: Sequence[str]) -> Found:
     document = load_spec(path, assignments)
     experiment = document.experiment
-    return Found(make_plan(document), experiment, open_store(store_root or experiment.storage.root))
+    return Found(make_plan(document), experiment, open_store(store_root or experiment.storage))
 
 
-def _from_store(name: str, store: LocalStore) -> Found:
+def _from_store(name: str, store: ArtifactStore) -> Found:
     known = experiments(store)
     if name not in known:
         near = nearest(name, known)
         raise UsageError(
-            f"there is no spec file `{name}`, and the store {store.root} has no experiment of that name"
+            f"there is no spec file `{name}`, and the store {store.location} has no experiment of that name"
             + (f"; did you mean `{near}`? " if near else ". ")
             + (f"It has: {', '.join(known)}." if known else "It has none. Run a spec first, or name it with `--store`.")
         )
     return _read(store, list(store.names(f"plans/{name}"))[-1])  # sorted, and they begin with a timestamp
 
 
-def _read(store: LocalStore, name: str) -> Found:
+def _read(store: ArtifactStore, name: str) -> Found:
     context = {RESOLVER_KEY: registry.resolver}
     try:
         folder = store.fetch(name)
@@ -144,7 +152,7 @@ def _read(store: LocalStore, name: str) -> Found:
         experiment = Experiment.model_validate_json((folder / "experiment.json").read_bytes(), context=context)
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"the plan `{name}` in {store.root} cannot be read: {error}. Delete `{store.root / name}`; then the plan "
-            "before it counts, and `slimvit run` on the spec keeps a new one."
+            f"the plan `{name}` in {store.location} cannot be read: {error}. Delete `{store.place(name)}`; then the "
+            "plan before it counts, and `slimvit run` on the spec keeps a new one."
         ) from error
     return Found(plan, experiment, store)

@@ -26,6 +26,11 @@ class RecordMark:
         content = json.dumps([*where, experiment.model_dump_json()])
         self._name = f"records/{hashlib.sha256(content.encode()).hexdigest()}"
 
+    @property
+    def name(self) -> str:
+        """Of the note in the store."""
+        return self._name
+
     def complete(self, fingerprint: str | None = None) -> bool:
         """Whether MLflow has everything, as far as can be told without asking; with a fingerprint, exactly this."""
         if not self._store.committed(self._name) or not (self._file is None or self._file.is_file()):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from cluster.local import LocalStore
+from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.planning.plan import Plan
 from orchestrator.reporting.comparison import Comparison, Frozen, PublishedFile, PublishedPoint
@@ -43,7 +43,7 @@ class Published(Frozen):
     points: tuple[PublishedPoint, ...]
 
 
-def import_results(files: Sequence[Path], name: str, store: LocalStore) -> str:
+def import_results(files: Sequence[Path], name: str, store: ArtifactStore) -> str:
     """Read timm's tables, join them, and keep them as `published/<name>`.
 
     Args:
@@ -76,15 +76,15 @@ def import_results(files: Sequence[Path], name: str, store: LocalStore) -> str:
             store.commit(f"published/{name}", folder)
         except FileExistsError as error:
             raise UsageError(
-                f"the store {store.root} has other numbers under the name `{name}`. Choose another with `--name`, or "
-                f"delete `{store.root / 'published' / name}`."
+                f"the store {store.location} has other numbers under the name `{name}`. Choose another with `--name`, "
+                f"or delete `{store.place(f'published/{name}')}`."
             ) from error
         except OSError as error:
-            raise StoreError(f"the store {store.root} cannot be written: {error.strerror or error}") from error
+            raise StoreError(f"the store {store.location} cannot be written: {error.strerror or error}") from error
     return _summary(made, tables)
 
 
-def load_published(name: str, store: LocalStore) -> Published:
+def load_published(name: str, store: ArtifactStore) -> Published:
     """An imported table.
 
     Raises:
@@ -95,7 +95,7 @@ def load_published(name: str, store: LocalStore) -> Published:
     if name not in known:
         near = nearest(name, known)
         raise UsageError(
-            f"--published {name}: the store {store.root} has no imported numbers of that name"
+            f"--published {name}: the store {store.location} has no imported numbers of that name"
             + (f"; did you mean `{near}`? " if near else ". ")
             + (f"It has: {', '.join(known)}." if known else "Import some with `slimvit import-results`.")
         )
@@ -104,8 +104,8 @@ def load_published(name: str, store: LocalStore) -> Published:
         return Published.model_validate_json((folder / _FILE).read_bytes())
     except (OSError, ValueError, ValidationError) as error:
         raise StoreError(
-            f"the imported numbers `{name}` in {store.root} cannot be read: {error}. Delete "
-            f"`{store.root / 'published' / name}` and import them again."
+            f"the imported numbers `{name}` in {store.location} cannot be read: {error}. Delete "
+            f"`{store.place(f'published/{name}')}` and import them again."
         ) from error
 
 

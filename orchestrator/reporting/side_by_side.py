@@ -22,7 +22,7 @@ def side_by_side(found: Sequence[Found]) -> Plan:
     names = [f.plan.experiment for f in found]
     if len(set(names)) < len(names):
         raise UsageError(f"an experiment is named twice: {', '.join(f'`{name}`' for name in names)}. Name each once.")
-    roots = {str(f.store.root) for f in found}
+    roots = {f.store.location for f in found}
     if len(roots) > 1:
         raise UsageError(
             f"the experiments lie in different stores ({', '.join(sorted(roots))}), and one comparison reads one. Copy "

@@ -144,6 +144,6 @@ def number(value: object) -> float | None:
 
 def _unreadable(path: Path, error: Exception) -> StoreError:
     return StoreError(
-        f"cannot read `{path.name}` of the artefact `{path.parent.name}` ({path}): {error}. Delete the folder "
-        f"`{path.parent}`; `slimvit run` computes what it held anew."
+        f"cannot read `{path.name}` of the artefact `{path.parent.name}` ({path}): {error}. Delete it (`slimvit store "
+        f"delete stages/{path.parent.name}`); `slimvit run` computes what it held anew."
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.storage import ArtifactStore
-from orchestrator.execution.events import Event, StageFailed, StageFinished, StageStarted
+from orchestrator.execution.events import Event, StageFailed, StageFinished, StageFound, StageStarted
 from orchestrator.planning.plan import Plan
 from orchestrator.reporting.journal import Entry, Journal
 from orchestrator.reporting.record import identity
@@ -20,6 +20,7 @@ from orchestrator.reporting.stored import finite
 from orchestrator.reporting.trouble import trouble
 from orchestrator.reporting.writer import Patience, Writer
 from orchestrator.training.interface import Progress
+from specs.address import is_remote
 from specs.experiment import Experiment
 from specs.secrets import redact
 
@@ -72,7 +73,7 @@ class Tracker:
                 self._note(Entry(now, "started", stage))
             case Progress(kind="epoch", stage=stage, epoch=epoch, values=values):
                 self._note(Entry(now, "epoch", stage, epoch=epoch, values=finite(values)))
-            case StageFinished(stage=stage):
+            case StageFinished(stage=stage) | StageFound(stage=stage):
                 self._note(Entry(now, "finished", stage))
             case StageFailed(stage=stage, reason=reason):
                 self._note(Entry(now, "failed", stage, reason=redact(reason)))
@@ -130,10 +131,14 @@ class Tracker:
             self._warn(redact(message))
 
 
-def journal_home(store_root: Path | str) -> Path:
-    """Folder of the journals of runs on an artefact store: in the store if that is a folder, else in the user's state
-    folder on this machine (`~/.local/state/slimvit`)."""
-    if "://" not in str(store_root):
-        return Path(os.path.abspath(Path(store_root).expanduser())) / "journal"
+def journal_home(store: str) -> Path:
+    """Folder of the journals of runs on an artefact store: in the store if that is a folder (hidden, so that it is no
+    artefact), else in the user's state folder on this machine (`~/.local/state/slimvit`).
+
+    Args:
+        store: its location.
+    """
+    if not is_remote(store):
+        return Path(store) / ".journal"
     base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "slimvit" / "journal" / hashlib.sha256(str(store_root).encode()).hexdigest()[:16]
+    return Path(base).expanduser() / "slimvit" / "journal" / hashlib.sha256(store.encode()).hexdigest()[:16]

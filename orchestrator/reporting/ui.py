@@ -26,7 +26,7 @@ _PATIENCE_S = 90.0
 
 
 def open_ui(
-    spec: Path | None = None, *, port: int = 5000, store: Path | None = None, assignments: Sequence[str] = ()
+    spec: Path | None = None, *, port: int = 5000, store: str | Path | None = None, assignments: Sequence[str] = ()
 ) -> None:
     """Serve the MLflow UI until Ctrl-C.
 
@@ -78,7 +78,7 @@ def serve(uri: str, port: int, say: Callable[[str], None] = print) -> None:
             _end(server)
 
 
-def _uri(spec: Path | None, store: Path | None, assignments: Sequence[str]) -> str:
+def _uri(spec: Path | None, store: str | Path | None, assignments: Sequence[str]) -> str:
     """The spec's address, or that of the latest run in the store, or the default."""
     from orchestrator.reporting.find import latest_experiment, load_spec
 

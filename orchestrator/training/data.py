@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from cluster.storage import StoreUnavailable
 from orchestrator.errors import DataError
 from orchestrator.training.order import EvaluationOrder, Key
 from orchestrator.training.seeding import derive, preserved, seed_all
@@ -60,6 +61,7 @@ class BatchSource(Dataset[Batch]):
 
     def __getitems__(self, keys: list[Key]) -> Batch | DataError:
         try:
+            self._bring([i for _, i in keys])
             with preserved():
                 pixels = np.stack([self._pixels(epoch, i) for epoch, i in keys])
                 batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
@@ -73,6 +75,14 @@ class BatchSource(Dataset[Batch]):
                 raise
             return error  # raised there, it would reach the user inside a traceback
         return images, self.labels[[i for _, i in keys]]
+
+    def _bring(self, wanted: list[int]) -> None:
+        """Fetch the images of a batch that lie elsewhere, side by side."""
+        if self.images.bring is not None:
+            try:
+                self.images.bring([i for i in wanted if i not in self.kept])
+            except StoreUnavailable as error:
+                raise DataError(str(error)) from error
 
     def _pixels(self, epoch: int, i: int) -> np.ndarray:
         """Image i as it looks in this epoch [side, side, C] (uint8)."""

@@ -16,7 +16,10 @@ import numpy as np
 import torchvision
 from PIL import Image
 
+from cluster.remote import RemoteFile, RemoteFolder, open_folder
+from cluster.storage import StoreUnavailable
 from orchestrator.errors import DataError
+from specs.address import is_remote
 from specs.data import DataSpec, ImageFolder, Sample, Torchvision
 
 T = TypeVar("T")
@@ -37,6 +40,9 @@ class Images:
     where: Callable[[int], str]
     """Say where an image lies, for error messages."""
 
+    bring: Callable[[Sequence[int]], None] | None = None
+    """Fetch images by their positions side by side, where they lie elsewhere; reading one fetches it, too."""
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -44,11 +50,16 @@ class Images:
         """The same data set with only some images, by position."""
         keep = tuple(keep)
         labels = tuple(self.labels[i] for i in keep)
-        return Images(labels, self.classes, partial(_at, self.read, keep), partial(_at, self.where, keep))
+        bring = None if self.bring is None else partial(_all_at, self.bring, keep)
+        return Images(labels, self.classes, partial(_at, self.read, keep), partial(_at, self.where, keep), bring)
 
 
 def _at(function: Callable[[int], T], keep: Sequence[int], i: int) -> T:
     return function(keep[i])
+
+
+def _all_at(function: Callable[[Sequence[int]], None], keep: Sequence[int], wanted: Sequence[int]) -> None:
+    function([keep[i] for i in wanted])
 
 
 def open_images(data: DataSpec, split: Split) -> Images:
@@ -58,7 +69,7 @@ def open_images(data: DataSpec, split: Split) -> Images:
         DataError: if files are missing or there is only one class.
     """
     if isinstance(data, ImageFolder):
-        images = _folder(data, split)
+        images = _remote(data, split) if is_remote(data.root) else _folder(data, split)
     elif isinstance(data, Torchvision):
         images = _torchvision(data, split)
     else:
@@ -120,6 +131,47 @@ def _folder(data: ImageFolder, split: Split) -> Images:
             f"no images in {folder}: one sub-folder a class is expected, with {', '.join(sorted(SUFFIXES))}"
         )
     return Images(tuple(labels), classes, partial(_open, files), files.__getitem__)
+
+
+def _remote(data: ImageFolder, split: Split) -> Images:
+    """The same of a folder that lies elsewhere: same classes, same order, so that an image has the same number."""
+    folder = open_folder(data.root, data.endpoint)
+    try:
+        everything = [f for f in folder.files() if os.path.splitext(f.path)[1].lower() in SUFFIXES]
+    except StoreUnavailable as error:
+        raise DataError(str(error)) from error
+    found = {name: _by_class(everything, name) for name in (data.train, data.val)}
+    own = found[data.train if split == "train" else data.val]
+    if not own:
+        raise DataError(f"the {split} images are not there: no image below {data.root}/{getattr(data, split)}")
+    classes = tuple(sorted(found[data.train] or own))
+    if strange := sorted(set(own) - set(classes)):
+        raise DataError(f"{data.root}/{data.val}/{strange[0]} is a class that the training folder does not have")
+    files = [file for name in sorted(own) for file in own[name]]
+    labels = [classes.index(name) for name in sorted(own) for _ in own[name]]
+    where = [f"{data.root}/{file.path}" for file in files]
+    return Images(
+        tuple(labels), classes, partial(_open_remote, folder, files), where.__getitem__, partial(_bring, folder, files)
+    )
+
+
+def _by_class(files: Sequence[RemoteFile], split: str) -> dict[str, list[RemoteFile]]:
+    """Class → its files, of one split; in the order of the listing, which is that of paths."""
+    found: dict[str, list[RemoteFile]] = {}
+    start = split.strip("/") + "/"
+    for file in files:
+        name, inside, _ = file.path.removeprefix(start).partition("/")
+        if file.path.startswith(start) and inside and not name.startswith("."):
+            found.setdefault(name, []).append(file)
+    return found
+
+
+def _open_remote(folder: RemoteFolder, files: Sequence[RemoteFile], i: int) -> Image.Image:
+    return Image.open(folder.local(files[i]))
+
+
+def _bring(folder: RemoteFolder, files: Sequence[RemoteFile], wanted: Sequence[int]) -> None:
+    folder.bring([files[i] for i in wanted])
 
 
 def _open(files: Sequence[str], i: int) -> Image.Image:

@@ -59,7 +59,7 @@ def run_store_stage(stage: StoreStage, context: WorkerContext, io: StageIO) -> d
         result: dict[str, Any] = json.loads((io.store.fetch(name) / "result.json").read_text(encoding="utf-8"))
         return result
     needed, free = bytes_to_write(stage, io.store), io.store.free_bytes()
-    if needed > free:
+    if free is not None and needed > free:
         raise StoreError(too_large([stage], needed, free, "the artefact store's disk"))
     with determinism(torch.device(context.device), context.threads):
         return _Writer(stage, context, io).run()

@@ -152,7 +152,7 @@ def test_rivals_commit_the_same_name(store: LocalStore, tmp_path: Path) -> None:
 def test_what_killed_writers_left_is_swept(store: LocalStore, tmp_path: Path) -> None:
     store.commit("stages/a", folder(tmp_path / "one", weights="w"))
     old, young = (store.root / "stages" / f".incoming-b-{age}" for age in ("old", "young"))
-    scratch = store.scratch()
+    scratch = Path(store.scratch())
     for path in (old, young):
         path.mkdir()
     for path in (old, scratch):

@@ -275,6 +275,6 @@ def test_three_processes_in_a_fresh_database(tmp_path: Path) -> None:
 
 def test_where_journals_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert journal_home(tmp_path / "store") == tmp_path / "store" / "journal"
+    assert journal_home(str(tmp_path / "store")) == tmp_path / "store" / ".journal"
     assert journal_home("s3://bucket/a").parent == tmp_path / "state" / "slimvit" / "journal"
     assert journal_home("s3://bucket/a") != journal_home("s3://bucket/b")

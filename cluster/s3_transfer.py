@@ -1,0 +1,141 @@
+"""Files to S3 and back: in parts, side by side, with a digest on the way."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from boto3.s3.transfer import create_transfer_manager
+from botocore.exceptions import ClientError
+
+from cluster.marker import Contents, size_and_sha256
+from cluster.s3_client import PART_BYTES, client, transfer_config
+from cluster.s3_errors import absent, explained
+from specs.address import Address
+
+_FILES_AT_ONCE = 8
+
+
+class _Manager(Protocol):
+    """What is used of s3transfer's `TransferManager`, which has no types."""
+
+    def upload(self, file: str, bucket: str, key: str, extra_args: dict[str, Any]) -> Future[None]: ...
+
+    def download(self, bucket: str, key: str, file: Any) -> Future[None]: ...
+
+
+@contextmanager
+def _manager(address: Address) -> Iterator[_Manager]:
+    """Cuts into parts, sends them side by side, tries failed ones again, and aborts an upload that fails."""
+    with create_transfer_manager(client(address), transfer_config()) as manager:
+        yield manager
+
+
+def upload(address: Address, folder: Path, files: Collection[str]) -> Contents:
+    """Send files to the keys below an address. S3 checks the SHA-256 of what arrives.
+
+    Returns:
+        Digest and size of each; the digests are computed while the files travel.
+
+    Raises:
+        StoreUnavailable: if one of them cannot be written.
+    """
+    with (
+        explained("write to", address),
+        _manager(address) as manager,
+        ThreadPoolExecutor(_FILES_AT_ONCE) as threads,
+    ):
+        sent = {file: threads.submit(_send, manager, address, folder / file, file) for file in files}
+        return {file: result.result() for file, result in sent.items()}
+
+
+def _send(manager: _Manager, address: Address, path: Path, file: str) -> dict[str, Any]:
+    large = path.stat().st_size >= PART_BYTES
+    # A part's checksum is computed as it is sent; the digest of a small file serves for both.
+    under_way = manager.upload(str(path), address.bucket, address.key(file), _CHECKED) if large else None
+    size, digest = size_and_sha256(str(path))
+    if under_way is not None:
+        under_way.result()
+    else:
+        client(address).put_object(
+            Bucket=address.bucket,
+            Key=address.key(file),
+            Body=path.read_bytes(),
+            ChecksumSHA256=base64.b64encode(bytes.fromhex(digest)).decode(),
+        )
+    return {"size": size, "sha256": digest}
+
+
+_CHECKED = {"ChecksumAlgorithm": "SHA256"}
+
+
+def download(address: Address, contents: Contents, folder: Path) -> list[str]:
+    """Fetch files from the keys below an address; each appears in `folder` whole and verified, or not at all.
+
+    Returns:
+        What is wrong with those that are not what the marker says, in words.
+
+    Raises:
+        StoreUnavailable: if the store does not answer.
+        OSError: if the folder cannot be written.
+    """
+    with (
+        explained("read", address),
+        _manager(address) as manager,
+        ThreadPoolExecutor(_FILES_AT_ONCE) as threads,
+    ):
+        found = [threads.submit(_receive, manager, address, folder, *item) for item in contents.items()]
+        return [problem for each in found if (problem := each.result()) is not None]
+
+
+def _receive(manager: _Manager, address: Address, folder: Path, file: str, expected: dict[str, Any]) -> str | None:
+    target, key = folder / file, address.key(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".arriving-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as raw:
+            hashed = _Hashed(raw)
+            try:
+                manager.download(address.bucket, key, hashed).result()
+            except ClientError as error:
+                if absent(error):
+                    return f"`{address.plain}/{file}` is missing"
+                raise
+        if hashed.size != expected["size"]:
+            return f"`{address.plain}/{file}` has {hashed.size} bytes instead of {expected['size']}"
+        if hashed.digest != expected["sha256"]:
+            return f"`{address.plain}/{file}` has SHA-256 {hashed.digest[:12]}… instead of {expected['sha256'][:12]}…"
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+        return None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+class _Hashed:
+    """A file that is written once, from front to back. It cannot `seek`, so s3transfer, whose parts arrive in any
+    order, puts them in order before it writes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._sha256, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Append."""
+        self._file.write(data)
+        self._sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything so far."""
+        return self._sha256.hexdigest()
