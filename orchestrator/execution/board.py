@@ -37,9 +37,7 @@ class Board:
 
     def ready(self) -> list[str]:
         """Digests of the unsettled stages whose parents are finished, the most urgent first."""
-        ready = [
-            digest for digest in self.unsettled() if all(p in self._finished for p in self.stages[digest].parents)
-        ]
+        ready = [digest for digest in self.unsettled() if all(p in self._finished for p in self.stages[digest].parents)]
         return sorted(ready, key=self._order.__getitem__)
 
     def finish(self, digest: str) -> None:

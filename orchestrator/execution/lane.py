@@ -81,11 +81,10 @@ def drive(spec: LaneSpec) -> None:
     Raises:
         ray.train.TrainingFailedError: if a worker died, or they could not be placed.
     """
-    from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
     # `ray.train` exports these under types of the trainer before this one, which lack half of their options.
-    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
     threads = str(spec.threads)
     run_config: Any = RunConfig(
@@ -139,11 +138,7 @@ def work(config: dict[str, Any]) -> None:
     here = ray.get_runtime_context()
     actor = here.current_actor
     ray.get(actor.execute.remote(listen))
-    ray.get(
-        spec.queue.join.remote(
-            spec.lane, group, context.rank, context.world_size, name, actor, here.get_node_id()
-        )
-    )
+    ray.get(spec.queue.join.remote(spec.lane, group, context.rank, context.world_size, name, actor, here.get_node_id()))
     turn = 0
     while (assignment := ray.get(spec.queue.ask.remote(spec.lane, group, turn))).kind != "end":
         if assignment.kind == "wait":

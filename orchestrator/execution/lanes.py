@@ -70,7 +70,7 @@ class Lanes:
             beside = self._room(state)
             for avoid in (state.excluded | state.avoid, state.excluded):
                 if beside.lane_fits_without(avoid):
-                    self._start(lane, self._count(beside, avoid), avoid & self._nodes.keys())
+                    self._start(lane, self._count(beside, avoid), avoid.intersection(self._nodes))
                     break
 
     def start_all(self, state: QueueState) -> None:

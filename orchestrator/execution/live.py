@@ -190,7 +190,7 @@ class PlainView:
             where = " elsewhere" if event.action == "retry elsewhere" else ""
             return f"{state.label(event.stage)}: will be begun again{where} ({event.kind}): {event.reason}"
         if isinstance(event, NodeExcluded):
-            return f"{excluded_text(event.node, event.reason)}"
+            return excluded_text(event.node, event.reason)
         if isinstance(event, StageStarted):
             again = f" again (attempt {event.attempt})" if event.attempt > 1 else ""
             return f"{state.label(event.stage)}: started{again} on lane {event.lane}"

@@ -85,14 +85,19 @@ BIG = NodeGroup("gpu_worker", {"CPU": 8.0, "GPU": 2.0}, most=3)
         ({"workers": {"min": 2, "max": 16}, "lanes": 4}, [LAPTOP], [], 4),
     ],
 )
-def test_lanes_on_clusters_that_grow_and_lanes_that_do(spec: dict, nodes: list, growth: list | None, lanes: int) -> None:
+def test_lanes_on_clusters_that_grow_and_lanes_that_do(
+    spec: dict, nodes: list, growth: list | None, lanes: int
+) -> None:
     assert admit(ResourcesSpec(**spec), nodes, stages=100, growth=growth).lanes == lanes
 
 
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ({"gpus_per_worker": 4}, ["1 worker of 1 CPU and 4 GPUs", "at most 3 of 8 CPUs and 2 GPUs (`gpu_worker`)", "holds 0"]),
+        (
+            {"gpus_per_worker": 4},
+            ["1 worker of 1 CPU and 4 GPUs", "at most 3 of 8 CPUs and 2 GPUs (`gpu_worker`)", "holds 0"],
+        ),
         ({"lanes": 7, "gpus_per_worker": 1}, ["can add at most 3", "holds 6"]),
         ({"workers": {"min": 40, "max": 99}}, ["at least 40 workers", "holds 32"]),
     ],

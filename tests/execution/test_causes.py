@@ -16,8 +16,12 @@ from orchestrator.execution.causes import explain, of_group, of_worker
 
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:8976")
 DIED = "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tactor_id: 0badcafe\n{}"
-KILLED = "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: killed"
-NODE = "The actor died because its node has died. Node Id: 4f2e. the actor's node was terminated unexpectedly: no answer"
+KILLED = (
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: killed"
+)
+NODE = (
+    "The actor died because its node has died. Node Id: 4f2e. the actor's node was terminated unexpectedly: no answer"
+)
 
 
 def dead(text: str, *, preempted: bool = False) -> Exception:
@@ -81,7 +85,6 @@ def test_notice_and_no_place() -> None:
 def test_people_read_no_traceback_of_their_own_mistakes() -> None:
     assert explain(DataError("no images")) == "no images"
     assert "training.micro_batch" in explain(torch.OutOfMemoryError("CUDA out of memory."))
-    try:
+    with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("nobody foresaw this")
-    except RuntimeError as error:
-        assert "Traceback" in explain(error)
+    assert "Traceback" in explain(caught.value)

@@ -227,7 +227,9 @@ def test_what_the_autoscaler_could_add_is_counted_and_said(cluster: dict[str, st
     gcs = GcsClient(cluster["address"])
     gcs.internal_kv_put(where[0], config.SerializeToString(), True, where[1])
     try:
-        with pytest.raises(ResourceError, match=r"can add at most 2 of 8 CPUs and 1 GPU \(`gpu_worker`\), which holds 0"):
+        with pytest.raises(
+            ResourceError, match=r"can add at most 2 of 8 CPUs and 1 GPU \(`gpu_worker`\), which holds 0"
+        ):
             Run(tmp_path, plan(train("steps=1")), cluster["address"], gpus_per_worker=2)
     finally:
         gcs.internal_kv_del(where[0], False, where[1])

@@ -128,7 +128,9 @@ def test_whatever_happened_before(failure: Failure, history: list[Incident], bud
 
 
 @given(st.sampled_from(sorted(RETRIED)), budgets, rooms, st.data())
-def test_no_stage_is_tried_for_ever_without_progress(kind: Kind, budgets: Budgets, room: Room, data: st.DataObject) -> None:
+def test_no_stage_is_tried_for_ever_without_progress(
+    kind: Kind, budgets: Budgets, room: Room, data: st.DataObject
+) -> None:
     history: list[Incident] = []
     decisions: list[Decision] = []
     for _ in range(budgets.max_retries + 1):

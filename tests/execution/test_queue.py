@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.execution.events import LaneUp, NodeExcluded, StageFailed, StageFinished, StageRetried, StageSkipped, StageStarted
+from orchestrator.execution.events import (
+    LaneUp,
+    NodeExcluded,
+    StageFailed,
+    StageFinished,
+    StageRetried,
+    StageSkipped,
+    StageStarted,
+)
 from orchestrator.execution.failures import Budgets, Failure, Room
 from orchestrator.execution.queue import DEADLINE_GRACE_S, ELSEWHERE_S, IDLE_LANE_S, StageQueue
 from orchestrator.planning.plan import MeasureStage, NetworkSource, Stage, TrainStage
@@ -374,7 +382,9 @@ def test_a_bad_node_is_excluded_and_said() -> None:
         fine.finish(taken)
     state = queue.poll()
     assert state.excluded == {"bad"}
-    assert [(e.node, e.reason) for e in state.events if isinstance(e, NodeExcluded)] == [("bad", "segmentation fault 1")]
+    assert [(e.node, e.reason) for e in state.events if isinstance(e, NodeExcluded)] == [
+        ("bad", "segmentation fault 1")
+    ]
 
 
 def test_a_store_that_does_not_answer_is_asked_again_later() -> None:
