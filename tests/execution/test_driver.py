@@ -82,7 +82,7 @@ class Run:
 
 @pytest.mark.ray
 def test_two_lanes(cluster: dict[str, str], tmp_path: Path) -> None:
-    teacher, a, b = "steps=12 kill=6", "steps=21", "steps=22"
+    teacher, a, b, killed = "steps=12", "steps=21", "steps=22", "steps=9 kill=6"
     wrong, wrong_child, odd, deadly = "steps=1 fail=DataError", "child=1", "steps=1 fail=RuntimeError", "always_kill=1"
     made = plan(
         train(teacher, epochs=9),
@@ -92,12 +92,13 @@ def test_two_lanes(cluster: dict[str, str], tmp_path: Path) -> None:
         train(wrong_child, wrong),
         train(odd),
         train(deadly, a),
+        train(killed, a),
         *(measure(label) for label in (a, b, wrong)),
     )
     run = Run(tmp_path, made, cluster["address"], max_retries=1)
     summary = run.summary
 
-    good = [teacher, a, b, f"measure {a}", f"measure {b}"]
+    good = [teacher, a, b, killed, f"measure {a}", f"measure {b}"]
     assert sorted(summary.finished) == sorted(digest(label) for label in good)
     assert set(summary.failed) == {digest(wrong), digest(odd), digest(deadly)}
     assert summary.failed[digest(wrong)] == f"no images for {wrong}", "a user's mistake has no traceback"
@@ -106,8 +107,9 @@ def test_two_lanes(cluster: dict[str, str], tmp_path: Path) -> None:
     assert failed.reasons(made, run.store) == summary.failed
     assert summary.skipped == {digest(wrong_child): digest(wrong), digest(f"measure {wrong}"): digest(wrong)}
 
-    assert run.attempts(teacher) == [1, 2], "killed once, begun again once, and then shared"
-    assert run.result(teacher)["resumed"] == 5, "it goes on from the last committed progress"
+    assert run.attempts(killed) == [1, 2], "killed once, begun again once"
+    assert run.result(killed)["resumed"] == 5, "it goes on from the last committed progress"
+    assert run.attempts(teacher) == [1], "and shared"
     assert run.attempts(wrong) == [1]
     assert run.attempts(a) == run.attempts(b) == [1]
 
