@@ -94,7 +94,7 @@ def of_group(error: BaseException) -> tuple[Failure, frozenset[int] | None]:
     if found_no_place(error):
         return Failure("crash", "there was no room for its workers within a minute"), None
     kind, reason = _of_rank(error, 1)
-    if kind in ("preempted", "node lost"):  # of the group's controller, which is no worker
+    if kind == "preempted" or kind == "node lost":  # of the group's controller, which is no worker
         return Failure(kind, reason), None
     return Failure("crash", first_line(error, last=True)), None
 
