@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.refusal import refusal
 from cluster.ship import bundle, package_root
-from cluster.token import show_token
+from cluster.token import has_token, show_token
 
 _PREFIX = "slimvit-ray-"
 _LONGEST_BASE = 14
@@ -136,11 +137,7 @@ def _join(address: str, folder: Path) -> Connection:
                 address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env or None
             )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ClusterUnreachable(
-            f"cannot join the Ray cluster at `{address}`: {_first_line(error)}. This machine must be one of its nodes "
-            "(`ray start --address=…`), with the same versions of Ray and Python; where the cluster wants a token, put "
-            "it into `~/.ray/auth_token`. From outside use `slimvit submit`"
-        ) from error
+        raise ClusterUnreachable(refusal(address, error, has_token=has_token())) from error
     return Connection(_info(context)["address"], _url(context.dashboard_url), started=False, folder=folder)
 
 
@@ -190,11 +187,6 @@ def _info(context: Any) -> dict[str, str]:
 
 def _url(address: str | None) -> str | None:
     return f"http://{address}" if address else None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def short_base() -> str:

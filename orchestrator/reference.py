@@ -22,7 +22,7 @@ from specs.experiment import Experiment, StageSpec, StorageSpec, TrackingSpec
 from specs.matrix import Axis, MatrixSpec
 from specs.measurement import MeasurementSpec
 from specs.model import FurtherTeacherSpec, InitSpec, ModelSpec, StoredSpec, TeacherSpec
-from specs.resources import ResourcesSpec
+from specs.resources import ElasticWorkers, ResourcesSpec
 from specs.training import AugmentationSpec, OptimizerSpec, ScheduleSpec, TrainingSpec
 from strategies import registry
 
@@ -71,7 +71,7 @@ SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ),
     ("Matrix", "`matrix`: what is compared.", (MatrixSpec, Axis)),
     ("Measurement", "`measurement`.", (MeasurementSpec,)),
-    ("Resources", "`resources`.", (ResourcesSpec,)),
+    ("Resources", "`resources`.", (ResourcesSpec, ElasticWorkers)),
     (
         "Cluster",
         "`cluster`: one of four kinds. See `docs/clusters.md`.",

@@ -21,7 +21,8 @@ from orchestrator.errors import Interrupted, PlanError, StageFailed, StoreError
 from orchestrator.execution import driver
 from orchestrator.execution.events import Event, RunStarted
 from orchestrator.execution.interrupt import StopOnSignal
-from orchestrator.execution.live import make_view
+from orchestrator.execution.live import excluded_text, make_view
+from orchestrator.planning import failed
 from orchestrator.planning.describe import as_text
 from orchestrator.planning.feasible import cannot_start
 from orchestrator.planning.make import make_plan
@@ -107,6 +108,8 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     finally:
         if tracker is not None:
             tracker.close()
+    for node, reason in summary.excluded.items():
+        console.print(f"[yellow]warning:[/] {escape(excluded_text(node, reason))}", soft_wrap=True)
     if recorded:
         console.print(f"Record: slimvit ui {shlex.quote(str(spec))}", soft_wrap=True)
     elif not summary.interrupted:
@@ -188,7 +191,7 @@ def _show_comparison(
     from orchestrator.reporting.compare import compare
     from orchestrator.reporting.table import table, to_json
 
-    comparison = compare(plan, store, failures=summary.failed)
+    comparison = compare(plan, store, failures={**failed.reasons(plan, store), **summary.failed})
     console.print(table(comparison, console.width))
     report = write_report(comparison, plan, experiment, store)
     console.print(f"Report: {report}", soft_wrap=True)

@@ -46,8 +46,8 @@ def secret_problems(data: Mapping[str, Any], locate: Locate) -> Iterator[Problem
     """Texts of a spec that look like secrets, and variables that hold some. A spec is kept, shown and recorded."""
     way_out = (
         "Secrets come from the environment or the cloud's own chain: MLFLOW_TRACKING_USERNAME and "
-        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for MLflow; AWS's variables, `~/.aws` or a role "
-        "for buckets."
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for MLflow; AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, `~/.aws` or a role for buckets."
     )
     for path, text in strings(data):
         found = secret_in(text)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cluster.nodes import NodeGroup
 from orchestrator.errors import ResourceError
 from orchestrator.planning.plan import MeasureStage, Stage
 from specs.resources import ResourcesSpec
@@ -21,36 +22,71 @@ class Admission:
     lanes: int
     worker: dict[str, float]
     """Resources of one worker."""
+    counts: tuple[int, ...] = (1,)
+    """Numbers of workers that a lane may have, fewest first."""
 
 
-def admit(spec: ResourcesSpec, nodes: Sequence[Resources], *, stages: int) -> Admission:
+def admit(
+    spec: ResourcesSpec,
+    nodes: Sequence[Resources],
+    *,
+    stages: int,
+    growth: Sequence[NodeGroup] | None = (),
+    counts: Sequence[int] = (),
+) -> Admission:
     """Decide how many lanes to start.
 
     Args:
         spec: what one lane needs, and how many are wanted.
-        nodes: total resources of each node, those that an autoscaler can add included.
+        nodes: total resources of each node that there is.
         stages: stages that could run at the same time at most; more lanes would only wait.
+        growth: nodes that an autoscaler can add; `None` = there is one, and nobody knows what it can add.
+        counts: numbers of workers that share the stages' batches; none = those of the spec.
 
     Raises:
         ResourceError: if not even one lane fits, or not as many as `resources.lanes` demands.
     """
-    worker = {"CPU": float(spec.cpus_per_worker)}
-    if spec.gpus_per_worker:
-        worker["GPU"] = spec.gpus_per_worker
+    worker, unknown, growth = worker_resources(spec), growth is None, growth or ()
+    counts = sorted(counts or range(spec.fewest_workers, spec.most_workers + 1))
     # A worker lives on one node: what is left over on several nodes does not add up to one more.
-    workers = sum(_fit(node, worker) for node in nodes)
-    lanes = workers // spec.workers
-    if lanes == 0:
-        raise ResourceError(
-            f"a stage needs {_workers(spec)}, but the cluster has {_cluster(nodes)}, which holds {workers}. "
-            f"{_way_out(spec, nodes)}"
-        )
+    workers = sum(workers_on(node, worker) for node in [*nodes, *to_come(growth)])
+    if unknown and workers < counts[0] * (spec.lanes or 1):
+        return Admission(lanes=min(spec.lanes or 1, stages), worker=worker, counts=tuple(counts))
+    if workers < counts[0]:
+        raise ResourceError(f"{lacking(spec, nodes, growth)}. {_way_out(spec, nodes, growth)}")
+    lanes = workers // counts[0] if spec.lanes else max(1, workers // counts[-1])
     if spec.lanes is not None and spec.lanes > lanes:
         raise ResourceError(
             f"`resources.lanes: {spec.lanes}` with {_workers(spec)} a lane does not fit: the cluster has "
-            f"{_cluster(nodes)}, which holds {lanes}. Set `resources.lanes` to at most {lanes}, or leave it out"
+            f"{_cluster(nodes, growth)}, which holds {lanes}. Set `resources.lanes` to at most {lanes}, or leave it out"
         )
-    return Admission(lanes=max(1, min(spec.lanes or lanes, stages)), worker=worker)
+    return Admission(lanes=max(1, min(spec.lanes or lanes, stages)), worker=worker, counts=tuple(counts))
+
+
+def worker_resources(spec: ResourcesSpec) -> dict[str, float]:
+    """Resources of one worker."""
+    worker = {"CPU": float(spec.cpus_per_worker)}
+    if spec.gpus_per_worker:
+        worker["GPU"] = spec.gpus_per_worker
+    return worker
+
+
+def to_come(growth: Sequence[NodeGroup]) -> list[Resources]:
+    """The nodes that an autoscaler can add, one by one."""
+    return [group.resources for group in growth for _ in range(group.most)]
+
+
+def lacking(spec: ResourcesSpec, nodes: Sequence[Resources], growth: Sequence[NodeGroup] = ()) -> str:
+    """What a lane needs beside what there is, and what could be added."""
+    worker = worker_resources(spec)
+    held = sum(workers_on(node, worker) for node in [*nodes, *to_come(growth)])
+    return f"a stage needs {_workers(spec)}, but the cluster has {_cluster(nodes, growth)}, which holds {held}"
+
+
+def workers_on(node: Resources, worker: Resources) -> int:
+    """How many workers a node holds."""
+    # Fractions of a GPU: 0.1 must fit ten times, whatever binary floating point says.
+    return min(math.floor(node.get(name, 0.0) / amount + 1e-6) for name, amount in worker.items())
 
 
 def check_measurements(stages: Iterable[Stage], nodes: Sequence[Resources]) -> None:
@@ -82,27 +118,29 @@ def _has_gpu(nodes: Sequence[Resources]) -> bool:
     return any(node.get("GPU", 0.0) for node in nodes)
 
 
-def _fit(node: Resources, worker: Resources) -> int:
-    # Fractions of a GPU: 0.1 must fit ten times, whatever binary floating point says.
-    return min(math.floor(node.get(name, 0.0) / amount + 1e-6) for name, amount in worker.items())
-
-
 def _workers(spec: ResourcesSpec) -> str:
     gpus = f" and {_plural(spec.gpus_per_worker, 'GPU')}" if spec.gpus_per_worker else ""
-    return f"{_plural(spec.workers, 'worker')} of {_plural(spec.cpus_per_worker, 'CPU')}{gpus}"
+    at_least = "" if isinstance(spec.workers, int) else "at least "
+    return f"{at_least}{_plural(spec.fewest_workers, 'worker')} of {_plural(spec.cpus_per_worker, 'CPU')}{gpus}"
 
 
-def _cluster(nodes: Sequence[Resources]) -> str:
+def _cluster(nodes: Sequence[Resources], growth: Sequence[NodeGroup] = ()) -> str:
+    more = [f"{group.most} of {_amounts([group.resources])} (`{group.name}`)" for group in growth if group.most]
+    added = f" and can add at most {', '.join(more)}" if more else ""
+    return f"{_amounts(nodes)} on {_plural(len(nodes), 'node')}{added}"
+
+
+def _amounts(nodes: Sequence[Resources]) -> str:
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
-    return f"{_plural(cpus, 'CPU')} and {_plural(gpus, 'GPU')} on {_plural(len(nodes), 'node')}"
+    return f"{_plural(cpus, 'CPU')} and {_plural(gpus, 'GPU')}"
 
 
 def _plural(number: float, what: str) -> str:
     return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
-def _way_out(spec: ResourcesSpec, nodes: Sequence[Resources]) -> str:
-    if spec.gpus_per_worker and not _has_gpu(nodes):
+def _way_out(spec: ResourcesSpec, nodes: Sequence[Resources], growth: Sequence[NodeGroup] = ()) -> str:
+    if spec.gpus_per_worker and not _has_gpu([*nodes, *to_come(growth)]):
         return "Set `resources.gpus_per_worker` to 0 to train on CPU, or give `--address` of a cluster with GPUs"
     return (
         "Lower `resources.workers`, `resources.cpus_per_worker` or `resources.gpus_per_worker` (no stage's result "

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
+from cluster import nodes
 from cluster.connect import ClusterUnreachable, Connection, connect
 from cluster.leases import Leases
 from cluster.storage import ArtifactStore
 from orchestrator.errors import ResourceError
-from orchestrator.execution.admission import Admission, admit, check_measurements
+from orchestrator.execution.admission import Admission, admit, check_measurements, to_come
+from orchestrator.execution.causes import found_no_place, of_group
 from orchestrator.execution.events import (
     Event,
     LaneDown,
     LaneUp,
+    NodeExcluded,
+    NoRoom,
     RunStarted,
     StageFailed,
     StageFinished,
     StageFound,
+    StageRetried,
     StageSkipped,
+    StageStarted,
 )
-from orchestrator.execution.lane import LaneSpec, Runners, drive
+from orchestrator.execution.failures import Budgets
+from orchestrator.execution.lane import LaneSpec, Runners
+from orchestrator.execution.lanes import Lanes
 from orchestrator.execution.queue import QueueState, StageQueue
 from orchestrator.planning import status
+from orchestrator.planning.failed import FailureNotes
+from orchestrator.planning.feasible import worker_counts
 from orchestrator.planning.plan import Plan, Stage
 from specs.experiment import Experiment
 from specs.secrets import redact
@@ -45,6 +53,8 @@ _END_PATIENCE_S = 10.0
 """How long lanes may take to end once there is no more work, in seconds."""
 _CLOSE_PATIENCE_S = 20.0
 """How long giving the leases back may take, in seconds; what is not given back expires."""
+_LOOK_S = 2.0
+"""How often the nodes of the cluster are looked at, in seconds."""
 
 
 @dataclass
@@ -63,6 +73,8 @@ class RunSummary:
     """Digest → digest of the failed stage that it needs."""
     interrupted: bool = False
     """Whether it was stopped before everything was settled; another run goes on."""
+    excluded: dict[str, str] = field(default_factory=dict)
+    """Node on which workers died again and again while others did well → what happened there last."""
     logs: Path | None = None
     """Ray's logs, kept because a worker group broke down."""
     seconds: float = 0.0
@@ -106,11 +118,16 @@ def run(
         return summary
     try:
         with connect(address, num_cpus=num_cpus) as cluster:
-            nodes = _nodes()
-            if all(stage.alone for stage in to_run.values()):
-                check_measurements(to_run.values(), nodes)
-            admission = admit(experiment.resources, nodes, stages=_parallel_stages(to_run))
-            check_measurements(to_run.values(), nodes)
+            there = nodes.alive()
+            found, growth = list(there.values()), nodes.growth(there)
+            offered = None if growth is None else [*found, *to_come(growth)]
+            if offered is not None and all(stage.alone for stage in to_run.values()):
+                check_measurements(to_run.values(), offered)
+            counts = worker_counts(plan, to_run, experiment.resources)
+            parallel = _parallel_stages(to_run)
+            admission = admit(experiment.resources, found, stages=parallel, growth=growth, counts=counts)
+            if offered is not None:
+                check_measurements(to_run.values(), offered)
             on_event(RunStarted(tuple(to_run), tuple(summary.done_before), admission.lanes, cluster.dashboard_url))
             begun = _Run(plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary)
             try:
@@ -139,37 +156,51 @@ class _Run:
         should_stop: Callable[[], bool],
         summary: RunSummary,
     ) -> None:
-        self._resources = experiment.resources
-        self._store, self._runners, self._cluster, self._admission = store, runners, cluster, admission
+        self._resources, self._cluster, self._admission = experiment.resources, cluster, admission
         self._on_event, self._should_stop, self._summary = on_event, should_stop, summary
+        self._plan, self._store, self._notes = plan, store, FailureNotes(store, to_run)
         minutes = experiment.resources.stage_deadline_minutes
-        self._deadline_s = None if minutes is None else minutes * 60
+        deadline_s = None if minutes is None else minutes * 60
         self._queue = _queue_actor(
             plan.stages,
             [digest for digest in plan.stages if digest not in to_run],
             num_lanes=admission.lanes,
-            max_retries=self._resources.max_retries,
-            deadline_s=self._deadline_s,
+            budgets=Budgets(self._resources.max_retries, self._resources.max_preemptions),
+            deadline_s=deadline_s,
             store=store,
         )
         # Ray Train insists on a folder that all its nodes see, though nothing of ours goes there.
         self._folder = str(cluster.folder / "train") if cluster.started else store.scratch()
-        self._id = uuid.uuid4().hex[:12]
-        self._threads: dict[int, threading.Thread] = {}
-        self._ended: SimpleQueue[tuple[int, Exception | None]] = SimpleQueue()
-        self._num_starts = 0
+        common = LaneSpec(
+            lane=-1,
+            queue=self._queue,
+            store=store,
+            workers=0,
+            resources=admission.worker,
+            deadline_s=deadline_s,
+            run_name=f"slimvit-{uuid.uuid4().hex[:12]}",
+            folder=self._folder,
+            runners=runners,
+        )
+        self._lanes = Lanes(common, admission, self._resources)
         self._barren = 0
         """Lanes in a row that ended with an error before their workers were ready."""
+        self._deaths = 0
+        self._looked_at = float("-inf")
+        self._waits = False
+        """Whether people were told that the run waits for nodes."""
 
     def watch(self) -> None:
         """Start lanes, pass events on, until everything is settled or the run was stopped."""
         import ray
 
         stop_at: float | None = None
-        for lane in range(self._admission.lanes):  # all at once: most of their start is waiting
-            self._start(lane)
+        state = self._poll()
+        self._look(state)
+        self._lanes.start_all(state)
         while True:
-            self._reap()
+            self._look(state)
+            self._reap(state)
             state = self._poll()
             for worker in state.stuck:
                 ray.kill(worker)
@@ -183,9 +214,13 @@ class _Run:
                     self._summary.interrupted = True
                     break
             else:
-                self._start_wanted(state)
+                self._lanes.start_wanted(state)
+                self._mind_room(state)
             time.sleep(_POLL_S)
-        self._end(patience_s=_END_PATIENCE_S if stop_at is None else 3.0)
+        self._end(state, patience_s=_END_PATIENCE_S if stop_at is None else 3.0)
+        if self._cluster.started and self._deaths and self._summary.failed:
+            self._cluster.keep_folder = True
+            self._summary.logs = self._cluster.folder / "session_latest" / "logs"
 
     def clear_up(self) -> None:
         """Give leases back and remove what lies outside the cluster's own folder, however the run ended."""
@@ -201,85 +236,75 @@ class _Run:
         import ray
 
         state = cast(QueueState, ray.get(self._queue.poll.remote()))
-        for event in state.events:
-            if isinstance(event, StageFailed):  # said, kept and recorded; workers hold secrets that it may quote
-                event = dataclasses.replace(event, reason=redact(event.reason))
+        for event in map(_redacted, state.events):
             if isinstance(event, LaneUp):
                 self._barren = 0
+            elif isinstance(event, StageStarted):
+                self._notes.drop(event.stage)
             elif isinstance(event, StageFinished):
                 self._summary.finished.append(event.stage)
             elif isinstance(event, StageFound):
+                self._notes.drop(event.stage)
                 self._summary.found.append(event.stage)
             elif isinstance(event, StageFailed):
                 self._summary.failed[event.stage] = event.reason
+                self._notes.put(event.stage, self._plan.stages[event.stage].label, event.reason)
             elif isinstance(event, StageSkipped):
                 self._summary.skipped[event.stage] = event.because_of
+            elif isinstance(event, NodeExcluded):
+                self._summary.excluded[event.node] = event.reason
             self._on_event(event)
         return state
 
-    def _start(self, lane: int) -> None:
-        self._num_starts += 1
-        spec = LaneSpec(
-            lane=lane,
-            queue=self._queue,
-            store=self._store,
-            workers=self._resources.workers,
-            resources=self._admission.worker,
-            max_retries=self._resources.max_retries,
-            deadline_s=self._deadline_s,
-            run_name=f"slimvit-{self._id}-lane{lane}-{self._num_starts}",
-            folder=self._folder,
-            runners=self._runners,
-        )
-        thread = threading.Thread(target=self._drive, args=(spec,), name=f"slimvit-lane-{lane}", daemon=True)
-        self._threads[lane] = thread
-        thread.start()
+    def _look(self, state: QueueState) -> None:
+        """Tell the queue where lanes could go now, and have a lane grow that could be larger."""
+        import ray
 
-    def _drive(self, spec: LaneSpec) -> None:
-        try:
-            drive(spec)
-        except Exception as error:
-            self._ended.put((spec.lane, error))
-        else:
-            self._ended.put((spec.lane, None))
+        if time.monotonic() - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = time.monotonic()
+        beside = self._lanes.look(state)
+        ray.get(self._queue.see.remote(beside, nodes.draining()))
+        if (found := self._lanes.to_grow(state, beside)) is not None:
+            ray.get(self._queue.move.remote(*found))
 
-    def _reap(self) -> None:
+    def _reap(self, state: QueueState) -> None:
         """Take note of lanes that ended."""
         import ray
 
-        while True:
-            try:
-                lane, error = self._ended.get_nowait()
-            except Empty:
-                return
-            del self._threads[lane]
-            reason = None if error is None else redact(_reason(error))
-            if reason is not None:
-                if self._cluster.started:
-                    self._cluster.keep_folder, self._summary.logs = (
-                        True,
-                        self._cluster.folder / "session_latest" / "logs",
-                    )
-                self._barren += 1
-                ray.get(self._queue.lost.remote(lane, reason))
-                if self._barren > self._resources.max_retries + self._admission.lanes:
-                    ray.get(self._queue.abandon.remote(f"no worker group stays alive; the last one: {reason}"))
-            self._on_event(LaneDown(lane, reason))
+        for lane, error in self._lanes.ended(state):
+            if error is None:
+                ray.get(self._queue.left.remote(lane))
+                self._on_event(LaneDown(lane, None))
+                continue
+            failure, ranks = of_group(error)
+            failure = dataclasses.replace(failure, reason=redact(failure.reason))
+            ray.get(self._queue.lost.remote(lane, failure, ranks))
+            self._on_event(LaneDown(lane, failure.reason))
+            if found_no_place(error):
+                continue
+            self._deaths += 1
+            self._barren += 1
+            if self._barren > self._resources.max_retries + self._admission.lanes:
+                ray.get(self._queue.abandon.remote(f"no worker group stays alive; the last one: {failure.reason}"))
 
-    def _start_wanted(self, state: QueueState) -> None:
-        """Bring up lanes that ended while there was nothing to do for them, or with an error."""
-        for lane in range(self._admission.lanes):
-            if len(self._threads) >= state.wanted:
-                return
-            if lane not in self._threads:
-                self._start(lane)
+    def _mind_room(self, state: QueueState) -> None:
+        """Say once that the run waits for nodes; give up when nobody brings any."""
+        import ray
 
-    def _end(self, *, patience_s: float) -> None:
+        reason = self._lanes.without_room(state)
+        if reason is not None and not self._waits:
+            self._on_event(NoRoom(reason))
+        self._waits = reason is not None
+        if self._lanes.waited_too_long(for_room=self._waits or not any(state.placed.values())):
+            ray.get(self._queue.abandon.remote(reason or "no lane could be placed for half an hour"))
+
+    def _end(self, state: QueueState, *, patience_s: float) -> None:
         """Let lanes end by themselves, so that their resources are free when this returns."""
         until = time.monotonic() + patience_s
-        while self._threads and time.monotonic() < until:
+        while len(self._lanes) and time.monotonic() < until:
             time.sleep(0.05)
-            self._reap()
+            self._reap(state)
 
 
 class _LeasedQueue(StageQueue):
@@ -287,6 +312,15 @@ class _LeasedQueue(StageQueue):
 
     def __init__(self, stages: Mapping[str, Stage], done: list[str], *, store: ArtifactStore, **options: Any) -> None:
         super().__init__(stages, done, leases=Leases(store.register(), store.committed), **options)
+
+
+def _redacted(event: Event) -> Event:
+    """The event as it may be said, kept and recorded: workers hold secrets that their errors may quote."""
+    match event:
+        case StageFailed() | StageRetried() | NodeExcluded():
+            return dataclasses.replace(event, reason=redact(event.reason))
+        case _:
+            return event
 
 
 def _queue_actor(stages: Mapping[str, Stage], done: list[str], **options: Any) -> ActorHandle[Any]:
@@ -300,13 +334,6 @@ def _queue_actor(stages: Mapping[str, Stage], done: list[str], **options: Any) -
     return queue
 
 
-def _nodes() -> list[dict[str, float]]:
-    import ray
-
-    nodes: Any = ray.nodes  # untyped
-    return [node["Resources"] for node in nodes() if node["Alive"]]
-
-
 def _parallel_stages(stages: Mapping[str, Stage]) -> int:
     """Upper bound of how many stages can run side by side: of a chain, one can."""
     depth: dict[str, int] = {}
@@ -314,12 +341,3 @@ def _parallel_stages(stages: Mapping[str, Stage]) -> int:
         if not stage.alone:
             depth[digest] = 1 + max((depth[parent] for parent in stage.parents if parent in depth), default=0)
     return max(1, len(depth) - max(depth.values(), default=1) + 1)
-
-
-def _reason(error: Exception) -> str:
-    """One line of an error of Ray Train: what happened to the workers, without the logs around it."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        error = next(iter(failures.values()))
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if failures is None and lines else lines[0] if lines else type(error).__name__)[:500]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from orchestrator.execution.failures import Kind
 from orchestrator.training.interface import Progress
 
 
@@ -28,6 +29,8 @@ class LaneUp:
     lane: int
     workers: tuple[str, ...]
     """`host:pid device` of each worker, by rank."""
+    nodes: tuple[str, ...] = ()
+    """Id of the node of each."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class LaneDown:
     lane: int
     reason: str | None
     """`None` when its work was done."""
+
+
+@dataclass(frozen=True)
+class NoRoom:
+    """What is left of the cluster holds no lane; the run waits for nodes."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,27 @@ class StageFinished:
     """From its start in this run to its commit, restarts included."""
     result: dict[str, Any] = field(default_factory=dict)
     """Content of its `result.json`."""
+
+
+@dataclass(frozen=True)
+class StageRetried:
+    """A stage could not go on where it was; it will be begun again, from its progress."""
+
+    stage: str
+    kind: Kind
+    """What happened to it."""
+    reason: str
+    action: Literal["retry", "retry elsewhere"]
+
+
+@dataclass(frozen=True)
+class NodeExcluded:
+    """Workers died on a node again and again while others did well: nothing is started there any more."""
+
+    node: str
+    """Ray's id of the node."""
+    reason: str
+    """What happened there last."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +143,15 @@ Event = (
     RunStarted
     | LaneUp
     | LaneDown
+    | NoRoom
+    | NodeExcluded
+    | StoreSilent
     | StageStarted
+    | StageRetried
     | StageFinished
     | StageFailed
     | StageSkipped
     | StageElsewhere
     | StageFound
-    | StoreSilent
     | Progress
 )

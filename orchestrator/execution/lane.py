@@ -1,8 +1,9 @@
 """A lane: one Ray Train worker group that runs stage after stage in warm processes.
 
 Starting a group costs many seconds, almost all of it processes and imports. So a group is started once, and its train
-function is a loop that asks the queue for work. Ray Train brings dead groups back; the queue hands them the stage they
-were at, and the stage goes on from its own last committed progress.
+function is a loop that asks the queue for work. A group lives once: when one of its workers dies, it ends with an
+error, and driver and queue decide what follows. The stage that it was at goes on from its own last committed progress,
+in whichever group takes it next.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ import os
 import socket
 import tempfile
 import time
-import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.storage import ArtifactStore, StoreUnavailable
+from cluster.storage import ArtifactStore
 from orchestrator.errors import SlimvitError
+from orchestrator.execution.causes import explain, of_worker
+from orchestrator.execution.notice import listen, told_to_end
 from orchestrator.execution.reporter import Reporter
 from orchestrator.planning.plan import Stage
-from orchestrator.training.interface import StageInterrupted, StageIO, WorkerContext
+from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -34,8 +36,8 @@ _ASK_AGAIN_S = 0.05
 """Pause before asking again when there is nothing to do, in seconds."""
 _GIVE_UP_TOGETHER_S = 10.0
 """How long a worker that failed waits for the others of its group to fail at the same place, in seconds."""
-_PLACEMENT_ATTEMPTS = 30
-"""How often Ray Train waits a minute for the resources of a group before the lane is given up."""
+NODE_LABEL = "ray.io/node-id"
+"""Ray gives every node this label, with the node's id."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,14 @@ class LaneSpec:
     workers: int
     resources: dict[str, float]
     """Of one worker."""
-    max_retries: int
     deadline_s: float | None
     run_name: str
     """Unique to this start of this lane: Ray Train silently resumes a name it knows."""
     folder: str
     """Path or address, private to the run; Ray Train keeps its own notes there."""
     runners: Runners = Runners()
+    avoid: frozenset[str] = frozenset()
+    """Ids of nodes on which no worker may be placed."""
 
     @property
     def threads(self) -> int:
@@ -76,19 +79,20 @@ def drive(spec: LaneSpec) -> None:
     """Run one lane until the queue has no more work for it. Blocks.
 
     Raises:
-        ray.train.TrainingFailedError: if its workers died more often than `max_retries`, or could not be placed.
+        ray.train.TrainingFailedError: if a worker died, or they could not be placed.
     """
-    from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
     # `ray.train` exports these under types of the trainer before this one, which lack half of their options.
-    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
     threads = str(spec.threads)
     run_config: Any = RunConfig(
         name=spec.run_name,
         storage_path=spec.folder,
-        failure_config=FailureConfig(max_failures=spec.max_retries, controller_failure_limit=_PLACEMENT_ATTEMPTS),
+        # What follows from a death, `failures` decides. A minute without a place ends a lane, too: then the driver
+        # looks again where it fits.
+        failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         worker_runtime_env={
             "env_vars": {
                 "OMP_NUM_THREADS": threads,
@@ -100,7 +104,10 @@ def drive(spec: LaneSpec) -> None:
         logging_config=LoggingConfig(log_level="ERROR"),
     )
     scaling_config = ScalingConfig(
-        num_workers=spec.workers, use_gpu="GPU" in spec.resources, resources_per_worker=spec.resources
+        num_workers=spec.workers,
+        use_gpu="GPU" in spec.resources,
+        resources_per_worker=spec.resources,
+        label_selector={NODE_LABEL: f"!in({', '.join(sorted(spec.avoid))})"} if spec.avoid else None,
     )
     TorchTrainer(work, train_loop_config={"spec": spec}, scaling_config=scaling_config, run_config=run_config).fit()
 
@@ -128,14 +135,15 @@ def work(config: dict[str, Any]) -> None:
     gc.freeze()  # so that collecting after each stage does not go through all of torch each time
     group = broadcast_from_rank_zero(uuid.uuid4().hex)
     name = f"{socket.gethostname()}:{os.getpid()} {context.device}"
-    ray.get(
-        spec.queue.join.remote(
-            spec.lane, group, context.rank, context.world_size, name, ray.get_runtime_context().current_actor
-        )
-    )
+    here = ray.get_runtime_context()
+    actor = here.current_actor
+    ray.get(actor.execute.remote(listen))
+    ray.get(spec.queue.join.remote(spec.lane, group, context.rank, context.world_size, name, actor, here.get_node_id()))
     turn = 0
     while (assignment := ray.get(spec.queue.ask.remote(spec.lane, group, turn))).kind != "end":
         if assignment.kind == "wait":
+            if told_to_end():
+                ray.get(spec.queue.leave.remote(spec.lane, group, context.rank))
             time.sleep(_ASK_AGAIN_S)
             continue
         _Turn(spec, context, group, turn).run(assignment.stage)
@@ -181,17 +189,27 @@ class _Turn:
             return runner(stage, context, io)
 
     def _reporter(self) -> Reporter:
-        return Reporter(lambda progress: self._tell("beat", progress))
+        return Reporter(self._beat)
+
+    def _beat(self, progress: Collection[Progress]) -> bool:
+        if told_to_end():
+            self._tell("leave", self.context.rank)
+        wanted: bool = self._tell("beat", progress)
+        return wanted
 
     def _give_up(self, error: Exception, stage: Stage) -> None:
+        alone = stage.alone or self.context.world_size == 1
+        meaning = of_worker(error, 1 if alone else self.context.world_size)
+        if meaning in ("crash", "cut off"):
+            raise error  # the group ends, and what happened to it is judged when all of it is known
         expected = isinstance(error, SlimvitError | ValueError | OSError)
-        failed = self._tell("fail", self.number, self.context.rank, explain(error))
-        if stage.alone or self.context.world_size == 1:
+        failed = self._tell("fail", self.number, self.context.rank, explain(error), meaning)
+        if alone:
             if not expected and _gpu_is_broken(self.context.device):
-                raise error  # Ray Train starts the process anew; in this one every later stage would fail, too
+                raise error  # the process must start anew; in this one every later stage would fail, too
             return
         # The others may hang in a collective that this worker never joins. If all gave up at the same place, the
-        # process group is sound; otherwise it is not, and Ray Train must start it anew.
+        # process group is sound; otherwise it is not, and the group must start anew.
         patience = time.monotonic() + _GIVE_UP_TOGETHER_S
         while expected and failed < self.context.world_size and time.monotonic() < patience:
             time.sleep(_ASK_AGAIN_S)
@@ -203,23 +221,6 @@ class _Turn:
         import ray
 
         return ray.get(getattr(self.spec.queue, method).remote(self.spec.lane, self.group, *arguments))
-
-
-def explain(error: BaseException) -> str:
-    """Why a stage failed, for people: our own messages as they are, a full traceback for what nobody foresaw."""
-    if isinstance(error, SlimvitError):
-        return error.message
-    if type(error).__name__ == "OutOfMemoryError":
-        return (
-            f"the GPU's memory does not suffice ({str(error).splitlines()[0]}). Lower `training.micro_batch` (the "
-            "result stays the same, gradients are accumulated) or `training.batch_size`"
-        )
-    if isinstance(error, StoreUnavailable):
-        return str(error)
-    if isinstance(error, ValueError | OSError):
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{error} ({type(error).__name__} in {'/'.join(Path(where.filename).parts[-3:])}:{where.lineno})"
-    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _resolve(name: str) -> Callable[..., dict[str, Any]]:

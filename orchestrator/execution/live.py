@@ -18,11 +18,14 @@ from orchestrator.execution.events import (
     Event,
     LaneDown,
     LaneUp,
+    NodeExcluded,
+    NoRoom,
     RunStarted,
     StageElsewhere,
     StageFailed,
     StageFinished,
     StageFound,
+    StageRetried,
     StageSkipped,
     StageStarted,
     StoreSilent,
@@ -192,6 +195,13 @@ class PlainView:
             return f"lane {event.lane} ready: {', '.join(event.workers)}"
         if isinstance(event, LaneDown) and event.reason:
             return f"lane {event.lane} lost: {event.reason}"
+        if isinstance(event, NoRoom):
+            return f"waiting: {event.reason}"
+        if isinstance(event, StageRetried):
+            where = " elsewhere" if event.action == "retry elsewhere" else ""
+            return f"{state.label(event.stage)}: will be begun again{where} ({event.kind}): {event.reason}"
+        if isinstance(event, NodeExcluded):
+            return excluded_text(event.node, event.reason)
         if isinstance(event, StageStarted):
             again = f" again (attempt {event.attempt})" if event.attempt > 1 else ""
             return f"{state.label(event.stage)}: started{again} on lane {event.lane}"
@@ -263,8 +273,12 @@ class LiveView:
             self._lanes_up += 1
         elif isinstance(event, LaneDown) and event.reason:
             self._say(f"[yellow]lane {event.lane} lost[/]: {escape(event.reason)}")
-        elif isinstance(event, StageStarted) and event.attempt > 1:
-            self._say(f"[yellow]again[/] {escape(label(event.stage))} (attempt {event.attempt}): a worker died")
+        elif isinstance(event, NoRoom):
+            self._say(f"[yellow]waiting[/]: {escape(event.reason)}")
+        elif isinstance(event, StageRetried):
+            self._say(f"[yellow]again[/]  {escape(label(event.stage))} ({event.kind}): {escape(event.reason)}")
+        elif isinstance(event, NodeExcluded):
+            self._say(f"[yellow]node[/]   {escape(excluded_text(event.node, event.reason))}")
         elif isinstance(event, StageFinished):
             self._say(f"[green]done[/]   {escape(label(event.stage))}  {_duration(event.seconds)}")
         elif isinstance(event, StageFound):
@@ -305,6 +319,11 @@ class LiveView:
 
 def _elsewhere(event: StageElsewhere) -> str:
     return f"computed by {event.host} since {time.strftime('%H:%M:%S', time.localtime(event.since))}"
+
+
+def excluded_text(node: str, reason: str) -> str:
+    """What a person reads of a node that is not used any more."""
+    return f"node {node[:12]} is not used any more: workers died on it while others did well; the last time: {reason}"
 
 
 def _duration(seconds: float) -> str:

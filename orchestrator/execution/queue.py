@@ -1,50 +1,39 @@
 """Which lane runs which stage next. Free of Ray, so that it can be tested as plain code; the run makes it an actor.
 
-A **lane** is a place for a worker group, a **group** one life of it: when a worker dies, the same lane gets a new
-group. Groups ask for work turn by turn; every worker of a group asks for the same turn and gets the same answer, so
-they need no communication of their own.
+Groups ask for work turn by turn; every worker of a group asks for the same turn and gets the same answer, so they need
+no communication of their own. What follows from a failure, `failures` decides; how stages stand, `board` knows; what
+other runs on the same store are at, `rivals`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any
 
-from cluster.leases import Elsewhere
+from orchestrator.execution.board import Board
 from orchestrator.execution.events import (
     Event,
     LaneUp,
-    StageElsewhere,
-    StageFailed,
+    NodeExcluded,
     StageFinished,
     StageFound,
-    StageSkipped,
+    StageRetried,
     StageStarted,
-    StoreSilent,
 )
+from orchestrator.execution.failures import DEATHS, Budgets, Decision, Failure, Incident, Kind, Room, decide
+from orchestrator.execution.place import END, WAIT, Assignment, Place, Worker
+from orchestrator.execution.rivals import Rivals, StageLeases
 from orchestrator.planning.plan import Stage
 from orchestrator.training.interface import Progress
 
 IDLE_LANE_S = 120.0
 """A lane that finds no work for so long, while others are busy, ends and frees its resources."""
-DEADLINE_GRACE_S = 60.0
-"""Time between asking an overdue stage to stop and killing its workers."""
-STORE_PAUSE_S = 10.0
-"""After the store could not be reached, it is asked again so much later."""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """Answer to a lane that asks for its next stage."""
-
-    kind: Literal["run", "wait", "end"]
-    stage: Stage | None = None
-
-
-_WAIT = Assignment("wait")
-_END = Assignment("end")
+DEADLINE_GRACE_S, SHORTEST_GRACE_S = 60.0, 10.0
+"""Time between asking an overdue stage to stop and killing its workers; as long as the deadline itself in between."""
+ELSEWHERE_S = 180.0
+"""How long a stage that is to be tried elsewhere waits for a lane there; then any lane may take it."""
 
 
 @dataclass(frozen=True)
@@ -59,45 +48,14 @@ class QueueState:
     """Stages that are neither finished, failed nor skipped."""
     wanted: int
     """Lanes that could work right now, those that do included."""
+    placed: Mapping[int, tuple[str, ...]]
+    """Lane → the node of each of its workers."""
     stuck: tuple[Any, ...]
     """Handles of workers whose stage ignored its deadline; they must be killed."""
-
-
-class StageLeases(Protocol):
-    """What the queue asks of `cluster.leases.Leases`; names are those of the stages' artefacts."""
-
-    def take(self, name: str) -> Elsewhere | Literal["taken", "finished"]:
-        """Take a lease, or say who holds it."""
-        ...
-
-    def give_back(self, name: str, *, finished: bool) -> None:
-        """Let a lease go; one that is not held is fine."""
-        ...
-
-    def watch(self, name: str) -> None:
-        """Tell in `changes` what becomes of a lease that another run holds."""
-        ...
-
-    def changes(self) -> Collection[tuple[str, Literal["lost", "free", "finished"]]]:
-        """What became known since the last call."""
-        ...
-
-    def close(self) -> None:
-        """Give everything back."""
-        ...
-
-
-@dataclass
-class _Lane:
-    group: str | None = None
-    retired: set[str] = field(default_factory=set)
-    """Earlier groups; whatever still arrives from them is ignored."""
-    workers: dict[int, tuple[str, Any]] = field(default_factory=dict)
-    """Rank → its description and its handle."""
-    turns: list[Assignment] = field(default_factory=list)
-    stage: str | None = None
-    """Digest of the stage that this lane holds."""
-    idle_since: float | None = None
+    excluded: frozenset[str] = frozenset()
+    """Ids of nodes on which no lane shall be started."""
+    avoid: frozenset[str] = frozenset()
+    """Ids of nodes on which a stage that waits shall not be tried again."""
 
 
 class StageQueue:
@@ -108,13 +66,13 @@ class StageQueue:
     descendants with it, and nothing else.
 
     A stage is handed out only with a lease, so that of several runs on one store only one computes it. What another run
-    holds is waited for, and counts as finished once it is there. A stage whose lease another run took over is stopped.
+    holds is waited for, and counts as finished once it is there. A stage that another run took over is stopped.
 
     Args:
         stages: digest → stage, parents first.
         done: digests of finished stages.
         num_lanes: lanes that will ask.
-        max_retries: how often a stage is begun again after a worker died.
+        budgets: how often a stage is begun again.
         deadline_s: wall-clock limit of a stage over all its attempts in this run, in seconds.
         leases: who may compute what; `None` = this is the only run there can be.
         clock: seconds; a parameter for tests.
@@ -126,80 +84,77 @@ class StageQueue:
         done: Collection[str] = (),
         *,
         num_lanes: int = 1,
-        max_retries: int = 0,
+        budgets: Budgets = Budgets(),  # noqa: B008 - frozen
         deadline_s: float | None = None,
         leases: StageLeases | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._stages = dict(stages)
-        self._finished = set(done) & set(self._stages)
-        self._failed: dict[str, str] = {}
-        self._attempts = dict.fromkeys(self._stages, 0)
+        self._board = Board(stages, done)
+        self._attempts = dict.fromkeys(stages, 0)
         self._started_at: dict[str, float] = {}
-        self._lanes = {lane: _Lane() for lane in range(num_lanes)}
+        self._steps: dict[str, int] = {}
+        """Stage → furthest step that is known to be committed."""
+        self._history: list[Incident] = []
+        self._decisions: dict[str, tuple[Decision, float]] = {}
+        """Stage → the last decision about it, and when that was."""
+        self._excluded: frozenset[str] = frozenset()
+        self._lanes = {lane: Place() for lane in range(num_lanes)}
         self._failed_ranks: dict[tuple[int, str, int], set[int]] = {}
-        self._max_retries = max_retries
+        self._budgets, self._room = budgets, Room()
         self._deadline_s = deadline_s
-        self._leases = leases
-        self._elsewhere: set[str] = set()
-        """Stages that other runs are at."""
-        self._revoked: set[str] = set()
-        """Stages whose leases other runs took over while a lane was at them."""
-        self._store_silent_until = 0.0
+        self._grace_s = min(DEADLINE_GRACE_S, max(SHORTEST_GRACE_S, deadline_s or 0.0))
         self._clock = clock
         self._stopping = False
         self._events: list[Event] = []
-        self._skipped: dict[str, str] = {}
-        self._children: dict[str, list[str]] = {digest: [] for digest in self._stages}
-        for digest, stage in self._stages.items():
-            for parent in stage.parents:
-                self._children[parent].append(digest)
-        self._order = {digest: i for i, digest in enumerate(self._by_priority())}
+        self._rivals = Rivals(leases, self._learn, clock)
 
     # What workers call.
 
-    def join(self, lane: int, group: str, rank: int, world_size: int, worker: str, handle: Any = None) -> None:
-        """A worker of a group is ready. What the group before it held is handed to it in its first turn, unless it
-        has been tried often enough. `handle` is what `QueueState.stuck` gives back."""
+    def join(
+        self, lane: int, group: str, rank: int, world_size: int, worker: str, handle: Any = None, node: str = ""
+    ) -> None:
+        """A worker of a group is ready. `handle` is what `QueueState.stuck` gives back, `node` its node's id."""
         place = self._lanes[lane]
         if group in place.retired:
             return
         if place.group != group:
-            self._begin_group(lane, group)
-        place.workers[rank] = (worker, handle)
+            self._take_back(place, Failure("crash", "see the worker's log in the Ray dashboard"))
+            place.group = group
+        place.workers[rank] = Worker(worker, handle, node)
         if len(place.workers) == world_size:
-            self._events.append(LaneUp(lane, tuple(place.workers[r][0] for r in sorted(place.workers))))
+            by_rank = [place.workers[r] for r in sorted(place.workers)]
+            self._events.append(LaneUp(lane, tuple(w.name for w in by_rank), tuple(w.node for w in by_rank)))
 
     def ask(self, lane: int, group: str, turn: int) -> Assignment:
         """What this group does in this turn; the first worker that asks decides it for all."""
         place = self._lanes[lane]
         if place.group != group:
-            return _END
+            return END
         if turn < len(place.turns):
             return place.turns[turn]
         assert turn == len(place.turns), f"turn {turn} asked for before turn {len(place.turns)}"
-        if place.stage is not None and place.turns:  # another worker of the group is still at the turn before
-            return _WAIT
-        if self._stopping:
-            if place.stage is not None:
-                self._let_go(place.stage)
-            place.stage = None
-            return self._end(place)
-        # A stage without a turn was held by the group before this one.
-        digest = place.stage or self._choose(lane)
-        if digest is None:
-            return self._idle(place)
-        return self._assign(lane, digest)
+        if place.stage is not None:  # another worker of the group is still at the turn before
+            return WAIT
+        if self._stopping or place.leaving is not None:
+            return place.turn(END)
+        digest = self._choose(lane)
+        return self._idle(place) if digest is None else self._assign(lane, digest)
 
     def beat(self, lane: int, group: str, progress: Collection[Progress] = ()) -> bool:
         """Takes progress; says whether the group shall save its work and stop."""
         place = self._lanes[lane]
         if place.group != group:
             return True
+        for said in progress:
+            # At the end of an epoch its checkpoint is committed.
+            if said.kind in ("epoch", "resumed") and said.step > self._steps.get(said.stage, 0):
+                self._steps[said.stage] = said.step
+                nodes = place.nodes() if said.kind == "epoch" else frozenset()
+                self._history.append(Incident(said.stage, "progressed", nodes))
         self._events.extend(progress)
-        if self._stopping or place.stage is None:
-            return self._stopping
-        return place.stage in self._revoked or self._overdue_s(place.stage) > 0
+        if self._stopping or place.leaving is not None or place.stage is None:
+            return self._stopping or place.leaving is not None
+        return self._rivals.took_over(place.stage) or self._overdue_s(place.stage) > 0
 
     def finish(self, lane: int, group: str, digest: str, result: dict[str, Any]) -> None:
         """The stage's artefact is committed."""
@@ -207,12 +162,12 @@ class StageQueue:
         if place.group != group or place.stage != digest:
             return
         place.stage = None
-        self._revoked.discard(digest)
-        self._let_go(digest, finished=True)
-        self._finished.add(digest)
+        self._rivals.let_go(digest, finished=True)
+        self._board.finish(digest)
+        self._history.append(Incident(digest, "finished", place.nodes()))
         self._events.append(StageFinished(digest, lane, self._clock() - self._started_at[digest], result))
 
-    def fail(self, lane: int, group: str, turn: int, rank: int, reason: str) -> int:
+    def fail(self, lane: int, group: str, turn: int, rank: int, reason: str, kind: Kind = "user error") -> int:
         """A worker gives the stage of a turn up.
 
         Returns:
@@ -223,7 +178,7 @@ class StageQueue:
         ranks.add(rank)
         if place.group == group and place.stage is not None and turn == len(place.turns) - 1:
             digest, place.stage = place.stage, None
-            self._give_up(digest, reason)
+            self._decide(digest, Failure(kind, reason, place.nodes(frozenset({rank}))))
         return len(ranks)
 
     def interrupted(self, lane: int, group: str, digest: str) -> None:
@@ -232,15 +187,18 @@ class StageQueue:
         if place.group != group or place.stage != digest:
             return
         place.stage = None
-        if digest in self._revoked:
-            self._revoked.discard(digest)
-            self._elsewhere.add(digest)
-            assert self._leases is not None, "who revoked it otherwise?"
-            self._leases.watch(artefact(digest))
-        elif self._overdue_s(digest) > 0:
-            self._give_up(digest, self._past_deadline())
+        if self._overdue_s(digest) > 0:
+            self._decide(digest, Failure("deadline", self._past_deadline()))
+        elif place.leaving is not None and not self._stopping:
+            self._decide(digest, place.leaving)
         else:
-            self._let_go(digest)
+            self._rivals.let_go(digest)
+
+    def leave(self, lane: int, group: str, rank: int) -> None:
+        """A worker was told to end: its group saves its work and makes room."""
+        place = self._lanes[lane]
+        if place.group == group and place.leaving is None:
+            place.leaving = Failure("preempted", "a worker was told to end (SIGTERM)", place.nodes(frozenset({rank})))
 
     # What the driver calls.
 
@@ -248,193 +206,157 @@ class StageQueue:
         """Hand out nothing more, and ask everybody to save and return."""
         self._stopping = True
 
-    def lost(self, lane: int, reason: str) -> None:
-        """A lane ended with an error: its stage goes to whoever asks next, unless it has been tried often enough."""
+    def lost(self, lane: int, failure: Failure, ranks: frozenset[int] | None = None) -> None:
+        """A lane ended with an error, at the hands of some of its workers, if that is known."""
         place = self._lanes[lane]
-        digest, place.stage = place.stage, None
-        self._retire(place)
-        if digest is None:
-            return
-        if self._attempts[digest] > self._max_retries:
-            self._give_up(digest, self._died(digest, reason))
-        else:
-            self._let_go(digest)
+        nodes = place.nodes(ranks) if ranks is not None else place.nodes()
+        known = failure.nodes or (nodes if ranks is not None or len(nodes) == 1 else frozenset())
+        told = place.leaving is not None and place.leaving.kind == "preempted"
+        if place.leaving is not None and told and failure.kind in DEATHS:  # its time ran out before all was saved
+            failure, known = place.leaving, place.leaving.nodes
+        self._take_back(place, Failure(failure.kind, failure.reason, known))
+
+    def left(self, lane: int) -> None:
+        """A lane ended in peace."""
+        self._take_back(self._lanes[lane], Failure("crash", "its lane ended"))
 
     def abandon(self, reason: str) -> None:
         """No lane can be had: everything that is left fails."""
-        for digest in self._stages:
-            if not self._settled(digest) and all(parent in self._finished for parent in self._stages[digest].parents):
-                self._give_up(digest, reason)
+        for digest in self._board.ready():
+            self._events += self._board.fail(digest, reason)
 
     def close(self) -> None:
-        """Give all leases back: no lane works for this run any more."""
-        if self._leases is not None:
-            self._leases.close()
+        """No lane works for this run any more: other runs may go on with what it did not finish."""
+        self._rivals.close()
 
-    def holds(self, lane: int) -> str | None:
-        """Digest of the stage that a lane holds."""
-        return self._lanes[lane].stage
+    def move(self, lane: int, reason: str) -> None:
+        """Let a lane save its work and end, to be had anew."""
+        place = self._lanes[lane]
+        if place.leaving is None:
+            place.leaving = Failure("moved", reason)
+
+    def see(self, room: Room, draining: Collection[str] = ()) -> None:
+        """Where lanes could go now, beside those that run, and which nodes are about to be taken away. Whoever works on
+        one of those saves his work at once and goes on elsewhere."""
+        self._room = room
+        for place in self._lanes.values():
+            if place.leaving is None and (going := place.nodes() & set(draining)):
+                place.leaving = Failure("preempted", "its node is being taken away", going)
 
     def poll(self) -> QueueState:
         """What happened since the last call, and how things stand."""
-        self._hear_of_leases()
-        events, self._events = tuple(self._events), []
+        self._rivals.hear({place.stage for place in self._lanes.values() if place.stage is not None})
         stuck = self._give_up_stuck()
+        events, self._events = tuple(self._events), []
         busy = {lane: place.stage for lane, place in self._lanes.items() if place.stage is not None}
+        ready = self._ready()
         return QueueState(
             events=events,
             busy=busy,
-            unsettled=sum(not self._settled(digest) for digest in self._stages),
-            wanted=0 if self._stopping else self._wanted(len(busy)),
+            unsettled=len(self._board.unsettled()),
+            wanted=0 if self._stopping else self._wanted(len(busy), ready),
+            placed={lane: tuple(w.node for w in place.workers.values()) for lane, place in self._lanes.items()},
             stuck=stuck,
+            excluded=self._excluded,
+            avoid=frozenset().union(*map(self._avoided, ready)),
         )
 
     # How it decides.
 
-    def _hear_of_leases(self) -> None:
-        """Take in what became known of stages at other runs."""
-        held = {place.stage for place in self._lanes.values()}
-        for name, kind in () if self._leases is None else self._leases.changes():
-            digest = name.rpartition("/")[2]
-            if kind == "lost":
-                if digest in held:
-                    self._revoked.add(digest)
-            elif digest in self._elsewhere:
-                self._elsewhere.discard(digest)
-                if kind == "finished":
-                    self._find(digest)
-
-    def _take(self, digest: str) -> bool:
-        """Whether this run may compute a stage; if not, what becomes of it is heard of later."""
-        if self._leases is None:
-            return True
-        if self._clock() < self._store_silent_until:
-            return False
-        try:
-            answer = self._leases.take(artefact(digest))
-        except OSError as error:
-            self._store_silent_until = self._clock() + STORE_PAUSE_S
-            self._events.append(StoreSilent(str(error)))
-            return False
-        if answer == "taken":
-            return True
-        if answer == "finished":
-            self._find(digest)
+    def _decide(self, digest: str, failure: Failure) -> None:
+        """Do about a stage that nobody holds any more what the policy says."""
+        theirs = self._rivals.took_over(digest)
+        self._rivals.let_go(digest)
+        if theirs:
+            return
+        decision = decide(digest, failure, self._history, self._budgets, self._room)
+        self._history.append(Incident(digest, failure.kind, failure.nodes))
+        self._decisions[digest] = (decision, self._clock())
+        self._events += [NodeExcluded(node, failure.reason) for node in sorted(decision.exclude - self._excluded)]
+        self._excluded = decision.exclude
+        if decision.action == "fail":
+            self._events += self._board.fail(digest, decision.reason)
         else:
-            self._elsewhere.add(digest)
-            self._events.append(StageElsewhere(digest, answer.host, answer.since))
-        return False
+            self._events.append(StageRetried(digest, failure.kind, decision.reason, decision.action))
 
-    def _find(self, digest: str) -> None:
-        if not self._settled(digest):
-            self._finished.add(digest)
-            self._events.append(StageFound(digest))
+    def _learn(self, event: Event) -> None:
+        """Something became known of a stage at another run."""
+        if isinstance(event, StageFound):
+            if self._board.settled(event.stage):
+                return
+            self._board.finish(event.stage)
+        self._events.append(event)
 
-    def _let_go(self, digest: str, *, finished: bool = False) -> None:
-        if self._leases is not None:
-            self._leases.give_back(artefact(digest), finished=finished)
+    def _take_back(self, place: Place, failure: Failure) -> None:
+        """Retire a group; what it held goes to whoever asks next, unless it has failed too often."""
+        digest = place.retire()
+        if digest is not None:
+            self._decide(digest, failure)
 
     def _give_up_stuck(self) -> tuple[Any, ...]:
         handles: list[Any] = []
         for place in self._lanes.values():
-            if place.stage is not None and self._overdue_s(place.stage) > DEADLINE_GRACE_S:
+            if place.stage is not None and self._overdue_s(place.stage) > self._grace_s:
                 digest, place.stage = place.stage, None
-                handles += [handle for _, handle in place.workers.values()]
-                self._give_up(digest, f"{self._past_deadline()} It did not react and its workers were killed.")
+                handles += [worker.handle for worker in place.workers.values()]
+                reason = f"{self._past_deadline()} It did not react and its workers were killed."
+                self._decide(digest, Failure("deadline", reason))
         return tuple(handles)
 
-    def _by_priority(self) -> list[str]:
-        """Digests, the heads of the longest chains first (in epochs), so that the last lane ends early."""
-        height: dict[str, int] = {}
-        for digest in reversed(self._stages):
-            stage = self._stages[digest]
-            own = max(1, stage.epochs)
-            height[digest] = own + max((height[child] for child in self._children[digest]), default=0)
-        return sorted(self._stages, key=lambda digest: -height[digest])
-
-    def _settled(self, digest: str) -> bool:
-        return digest in self._finished or digest in self._failed or digest in self._skipped
+    def _avoided(self, digest: str) -> frozenset[str]:
+        """Nodes on which this stage shall not be tried for now."""
+        decision, at = self._decisions.get(digest, (None, 0.0))
+        if decision is None or self._clock() - at > ELSEWHERE_S:
+            return frozenset()
+        return decision.avoid
 
     def _ready(self) -> list[str]:
+        """Stages that a lane could take, the most urgent first."""
         held = {place.stage for place in self._lanes.values()}
-        ready = [
+        now = self._clock()
+        paused = {digest for digest, (decision, at) in self._decisions.items() if now - at < decision.pause_s}
+        return [
             digest
-            for digest, stage in self._stages.items()
-            if not self._settled(digest)
-            and digest not in held
-            and digest not in self._elsewhere
-            and all(parent in self._finished for parent in stage.parents)
+            for digest in self._board.ready()
+            if digest not in held and digest not in paused and not self._rivals.are_at(digest)
         ]
-        return sorted(ready, key=self._order.__getitem__)
 
     def _choose(self, lane: int) -> str | None:
+        stages = self._board.stages
         others = [place.stage for number, place in self._lanes.items() if number != lane and place.stage is not None]
-        if any(self._stages[digest].alone for digest in others):
+        if any(stages[digest].alone for digest in others):
             return None
-        ready = self._ready()
-        trains = [digest for digest in ready if not self._stages[digest].alone]
-        measures = [] if others else [digest for digest in ready if self._stages[digest].alone]
+        here = self._lanes[lane].nodes()
+        ready = [digest for digest in self._ready() if not here & self._avoided(digest)]
+        trains = [digest for digest in ready if not stages[digest].alone]
+        measures = [] if others else [digest for digest in ready if stages[digest].alone]
         # Several lanes: measuring stops all of them, so it waits until there is nothing to train. One lane: it costs
         # nothing, and results come early.
         choice = measures + trains if len(self._lanes) == 1 else trains + measures
-        return next((digest for digest in choice if self._take(digest)), None)
+        return next((digest for digest in choice if self._rivals.take(digest)), None)
 
     def _assign(self, lane: int, digest: str) -> Assignment:
         place = self._lanes[lane]
         place.stage, place.idle_since = digest, None
         self._attempts[digest] += 1
         self._started_at.setdefault(digest, self._clock())
-        assignment = Assignment("run", self._stages[digest])
-        place.turns.append(assignment)
         self._events.append(StageStarted(digest, lane, self._attempts[digest], self._clock()))
-        return assignment
+        return place.turn(Assignment("run", self._board.stages[digest]))
 
-    def _idle(self, place: _Lane) -> Assignment:
+    def _idle(self, place: Place) -> Assignment:
         held = {other.stage for other in self._lanes.values()}
-        if all(self._settled(digest) or digest in held for digest in self._stages):
-            return self._end(place)
+        if held.issuperset(self._board.unsettled()):
+            return place.turn(END)
         if place.idle_since is None:
             place.idle_since = self._clock()
         others_work = any(other.stage is not None for other in self._lanes.values())
-        return self._end(place) if others_work and self._clock() - place.idle_since > IDLE_LANE_S else _WAIT
+        if others_work and self._clock() - place.idle_since > IDLE_LANE_S:
+            return place.turn(END)
+        return WAIT
 
-    def _end(self, place: _Lane) -> Assignment:
-        """The end of a group is a turn like any other: a worker that went on alone would wait for the rest for ever."""
-        place.turns.append(_END)
-        return _END
-
-    def _wanted(self, busy: int) -> int:
-        ready = self._ready()
-        trains = sum(not self._stages[digest].alone for digest in ready)
+    def _wanted(self, busy: int, ready: list[str]) -> int:
+        trains = sum(not self._board.stages[digest].alone for digest in ready)
         return max(busy + trains, min(1, len(ready)))
-
-    def _begin_group(self, lane: int, group: str) -> None:
-        place = self._lanes[lane]
-        digest, place.stage = place.stage, None
-        self._retire(place)
-        place.group = group
-        if digest is not None and self._attempts[digest] > self._max_retries:
-            self._give_up(digest, self._died(digest, "see the worker's log in the Ray dashboard"))
-        else:
-            place.stage = digest
-
-    def _retire(self, place: _Lane) -> None:
-        if place.group is not None:
-            place.retired.add(place.group)
-        place.group, place.workers, place.turns, place.idle_since = None, {}, [], None
-
-    def _give_up(self, digest: str, reason: str) -> None:
-        self._revoked.discard(digest)
-        self._let_go(digest)
-        self._failed[digest] = reason
-        self._events.append(StageFailed(digest, reason))
-        below = list(self._children[digest])
-        while below:
-            child = below.pop(0)
-            if not self._settled(child):
-                self._skipped[child] = digest
-                self._events.append(StageSkipped(child, digest))
-                below.extend(self._children[child])
 
     def _overdue_s(self, digest: str) -> float:
         if self._deadline_s is None:
@@ -447,15 +369,3 @@ class StageQueue:
             f"it ran longer than `resources.stage_deadline_minutes: {self._deadline_s / 60:g}`. Its progress is kept: "
             "raise the limit and run the same command again to go on."
         )
-
-    def _died(self, digest: str, reason: str) -> str:
-        times = self._attempts[digest]
-        return (
-            f"its workers died {times} time{'s' if times > 1 else ''} (`resources.max_retries: {self._max_retries}`); "
-            f"the last time: {reason}"
-        )
-
-
-def artefact(digest: str) -> str:
-    """Name of a stage's artefact, and of its lease."""
-    return f"stages/{digest}"

@@ -24,7 +24,7 @@ class Roots:
     def reached_by(self, name: str) -> list[str]:
         """Experiments that need an artefact, sorted."""
         kind, _, rest = name.partition("/")
-        if kind in ("stages", "progress", "answers"):
+        if kind in ("stages", "progress", "answers", "failures"):
             digest = rest.split("/")[0]
             return sorted(e for e, plans in self.plans.items() if any(digest in plan.stages for plan in plans))
         if kind == "plans":

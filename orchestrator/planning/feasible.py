@@ -52,13 +52,27 @@ def too_short(strategies: Sequence[Strategy[Any]], training: TrainingSpec, num_t
 
 def cannot_start(plan: Plan, to_run: Collection[str], resources: ResourcesSpec) -> list[str]:
     """Why stages that are to run cannot be shared by the workers that `resources` gives them; each reason once."""
+    if worker_counts(plan, to_run, resources):
+        return []
     reasons = {
         f"stage `{stage.label.partition('[')[0]}`: {reason}": None
         for digest, stage in plan.stages.items()
         if digest in to_run and isinstance(stage, TrainStage)
-        for reason in _not_shared(stage.training, resources.workers)
+        for reason in _not_shared(stage.training, resources.most_workers)
     }
-    return list(reasons)
+    if reasons or isinstance(resources.workers, int):
+        return list(reasons)
+    return [
+        f"no number of workers from {resources.fewest_workers} to {resources.most_workers} shares the batches of all "
+        "stages. Way out: a wider `resources.workers`, or batch sizes with more divisors in common."
+    ]
+
+
+def worker_counts(plan: Plan, to_run: Collection[str], resources: ResourcesSpec) -> tuple[int, ...]:
+    """Numbers of workers, most first, that `resources` allows and that share the batches of what is to run."""
+    stages = [stage for digest, stage in plan.stages.items() if digest in to_run and isinstance(stage, TrainStage)]
+    allowed = range(resources.most_workers, resources.fewest_workers - 1, -1)
+    return tuple(n for n in allowed if not any(any(_not_shared(stage.training, n)) for stage in stages))
 
 
 def num_training_images(data: DataSpec, in_all: int) -> int:

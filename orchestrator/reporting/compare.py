@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pydantic import JsonValue
 
 from cluster.storage import ArtifactStore
+from orchestrator.planning import failed
 from orchestrator.planning.plan import Combination, Plan
 from orchestrator.reporting import conditions
 from orchestrator.reporting.cells import Letters, make_cell, mark_best
@@ -56,13 +57,14 @@ def compare(
         store: the store its stages were committed to.
         cost: metric (or column key) that the quality is weighed against for the Pareto front.
         quality: the front's other axis.
-        failures: digest of a stage → why it failed, as far as the caller knows; the store keeps only what succeeded.
+        failures: digest of a stage → why it failed; `None` = as the store's notes say.
 
     Raises:
         UsageError: if an axis is no metric of this experiment.
         StoreError: if an artefact is damaged.
     """
-    failures = failures or {}
+    if failures is None:
+        failures = failed.reasons(plan, store)
     results = read_results(plan, store)
     named: dict[str, list[Combination]] = defaultdict(list)
     values: dict[str, Values] = {}
@@ -155,8 +157,8 @@ def _row(
     for c in group:
         if c.seed not in measured:
             problems[_missing(plan, c, results, failures)].append(c.seed)
-    failed = any(failures.get(digest) for c in group if c.seed not in measured for digest in c.stages)
-    status: Status = "measured" if not problems else "partial" if measured else "failed" if failed else "unfinished"
+    any_failed = any(failures.get(digest) for c in group if c.seed not in measured for digest in c.stages)
+    status: Status = "measured" if not problems else "partial" if measured else "failed" if any_failed else "unfinished"
     detail = "; ".join(
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}: {problem}"
         for problem, seeds in problems.items()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError, UsageError
+from orchestrator.planning import failed as failed_stages
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Combination, Plan
 from orchestrator.storage import open_store
@@ -64,9 +65,11 @@ def require_results(found: Found) -> None:
         UsageError: with the way out.
     """
     if not any(found.store.committed(f"stages/{digest}") for digest in found.plan.stages):
+        failed = failed_stages.reasons(found.plan, found.store)
+        why = "".join(f"\n  `{found.plan.stages[digest].label}` failed: {reason}" for digest, reason in failed.items())
         raise UsageError(
             f"nothing of `{found.plan.experiment}` is finished in the store {found.store.location}. Run the spec first "
-            "(`slimvit run`), or name another store with `--store`."
+            f"(`slimvit run`), or name another store with `--store`.{why}"
         )
 
 

@@ -5,6 +5,7 @@ The label of a stage is its programme, words like `sleep=0.5 fail=ValueError`; w
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -26,11 +27,11 @@ def train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, A
     resumed = max((int(n.split("/")[-1]) for n in io.store.names(f"progress/{stage.digest}")), default=0)
     if resumed:
         io.report(Progress("resumed", stage.digest, step=resumed))
-    if context.world_size > 1:
-        _check_process_group(context)
     for step in range(resumed + 1, int(words.get("steps", 1)) + 1):
-        if io.should_stop() and context.world_size == 1 and "deaf" not in words:
+        if _vote(io.should_stop(), context) and "deaf" not in words:
             raise StageInterrupted
+        if step == int(words.get("hang", 0)):
+            ctypes.PyDLL(None).sleep(3600)  # in native code, with the interpreter's lock
         time.sleep(float(words.get("pause", 0.05)))
         io.report(Progress("step", stage.digest, step=step, values={"pid": float(os.getpid())}))
         if step == int(words.get("kill", 0)) and not resumed:
@@ -71,12 +72,16 @@ def measure(stage: MeasureStage, context: WorkerContext, io: StageIO) -> dict[st
     return result
 
 
-def _check_process_group(context: WorkerContext) -> None:
+def _vote(stop: bool, context: WorkerContext) -> bool:
+    """Whether any worker of the group wants to stop; all of them hear the same."""
+    if context.world_size == 1:
+        return stop
     import torch
 
-    total = torch.ones(1)
-    torch.distributed.all_reduce(total)
-    assert int(total) == context.world_size
+    votes = torch.tensor([1.0, float(stop)])
+    torch.distributed.all_reduce(votes)
+    assert int(votes[0]) == context.world_size
+    return bool(votes[1])
 
 
 def _commit(io: StageIO, name: str, content: dict[str, Any], file: str = "state.json") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.nodes import NodeGroup
 from orchestrator.errors import ResourceError
 from orchestrator.execution.admission import admit, check_measurements
 from orchestrator.planning.plan import MeasureStage
@@ -65,5 +66,44 @@ def test_conditions_that_no_node_offers_are_refused(conditions: dict, nodes: lis
 def test_what_does_not_fit_is_refused_with_a_way_out(spec: dict, nodes: list, says: list[str]) -> None:
     with pytest.raises(ResourceError) as caught:
         admit(ResourcesSpec(**spec), nodes, stages=4)
+    for words in says:
+        assert words in str(caught.value)
+
+
+BIG = NodeGroup("gpu_worker", {"CPU": 8.0, "GPU": 2.0}, most=3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes", "growth", "lanes"),
+    [
+        ({"gpus_per_worker": 1}, [LAPTOP], [BIG], 6),
+        ({"gpus_per_worker": 1}, [], [BIG], 6),  # an autoscaler that starts at no nodes
+        ({"gpus_per_worker": 1, "lanes": 4}, [], None, 4),  # one that does not say what it can add
+        ({"gpus_per_worker": 1}, [], None, 1),
+        ({"workers": {"min": 1, "max": 4}}, [LAPTOP], [], 2),
+        ({"workers": {"min": 2, "max": 16}}, [LAPTOP], [], 1),
+        ({"workers": {"min": 2, "max": 16}, "lanes": 4}, [LAPTOP], [], 4),
+    ],
+)
+def test_lanes_on_clusters_that_grow_and_lanes_that_do(
+    spec: dict, nodes: list, growth: list | None, lanes: int
+) -> None:
+    assert admit(ResourcesSpec(**spec), nodes, stages=100, growth=growth).lanes == lanes
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (
+            {"gpus_per_worker": 4},
+            ["1 worker of 1 CPU and 4 GPUs", "at most 3 of 8 CPUs and 2 GPUs (`gpu_worker`)", "holds 0"],
+        ),
+        ({"lanes": 7, "gpus_per_worker": 1}, ["can add at most 3", "holds 6"]),
+        ({"workers": {"min": 40, "max": 99}}, ["at least 40 workers", "holds 32"]),
+    ],
+)
+def test_what_an_autoscaler_cannot_add_either(spec: dict, says: list[str]) -> None:
+    with pytest.raises(ResourceError) as caught:
+        admit(ResourcesSpec(**spec), [LAPTOP], stages=100, growth=[BIG])
     for words in says:
         assert words in str(caught.value)

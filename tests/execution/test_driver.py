@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from cluster.local import LocalStore
 from orchestrator.errors import ResourceError
 from orchestrator.execution import driver
 from orchestrator.execution.events import Event, LaneUp, StageStarted
+from orchestrator.planning import failed
 from orchestrator.training.interface import Progress
 from tests.execution import plans
 from tests.execution.plans import digest, experiment, measure, plan, train
@@ -47,15 +48,28 @@ def cluster() -> Iterator[dict[str, str]]:
 class Run:
     """A run on a cluster, and everything it said."""
 
-    def __init__(self, root: Path, made: plans.Plan, address: str | None, **resources: object) -> None:
+    def __init__(
+        self,
+        root: Path,
+        made: plans.Plan,
+        address: str | None,
+        *,
+        on_event: Callable[[Event], None] = lambda event: None,
+        **resources: object,
+    ) -> None:
         self.store = LocalStore(root)
         self.events: list[Event] = []
+
+        def take(event: Event) -> None:
+            self.events.append(event)
+            on_event(event)
+
         self.summary = driver.run(
             made,
             experiment(**resources),
             store=self.store,
             address=address,
-            on_event=self.events.append,
+            on_event=take,
             runners=plans.RUNNERS,
         )
 
@@ -68,7 +82,7 @@ class Run:
 
 @pytest.mark.ray
 def test_two_lanes(cluster: dict[str, str], tmp_path: Path) -> None:
-    teacher, a, b = "steps=12 kill=6", "steps=21", "steps=22"
+    teacher, a, b, killed = "steps=12", "steps=21", "steps=22", "steps=9 kill=6"
     wrong, wrong_child, odd, deadly = "steps=1 fail=DataError", "child=1", "steps=1 fail=RuntimeError", "always_kill=1"
     made = plan(
         train(teacher, epochs=9),
@@ -78,21 +92,24 @@ def test_two_lanes(cluster: dict[str, str], tmp_path: Path) -> None:
         train(wrong_child, wrong),
         train(odd),
         train(deadly, a),
+        train(killed, a),
         *(measure(label) for label in (a, b, wrong)),
     )
     run = Run(tmp_path, made, cluster["address"], max_retries=1)
     summary = run.summary
 
-    good = [teacher, a, b, f"measure {a}", f"measure {b}"]
+    good = [teacher, a, b, killed, f"measure {a}", f"measure {b}"]
     assert sorted(summary.finished) == sorted(digest(label) for label in good)
     assert set(summary.failed) == {digest(wrong), digest(odd), digest(deadly)}
     assert summary.failed[digest(wrong)] == f"no images for {wrong}", "a user's mistake has no traceback"
     assert "Traceback" in summary.failed[digest(odd)]
     assert "died 2 times" in summary.failed[digest(deadly)]
+    assert failed.reasons(made, run.store) == summary.failed
     assert summary.skipped == {digest(wrong_child): digest(wrong), digest(f"measure {wrong}"): digest(wrong)}
 
-    assert run.attempts(teacher) == [1, 2], "killed once, begun again once, and then shared"
-    assert run.result(teacher)["resumed"] == 5, "it goes on from the last committed progress"
+    assert run.attempts(killed) == [1, 2], "killed once, begun again once"
+    assert run.result(killed)["resumed"] == 5, "it goes on from the last committed progress"
+    assert run.attempts(teacher) == [1], "and shared"
     assert run.attempts(wrong) == [1]
     assert run.attempts(a) == run.attempts(b) == [1]
 
@@ -159,6 +176,18 @@ def test_ctrl_c_saves_and_another_run_goes_on(cluster: dict[str, str], tmp_path:
 
 
 @pytest.mark.ray
+def test_a_hang_in_native_code_ends_at_the_deadline(cluster: dict[str, str], tmp_path: Path) -> None:
+    stuck, fine = "steps=9 hang=2", "steps=3"
+    run = Run(
+        tmp_path, plan(train(stuck, epochs=9), train(fine)), cluster["address"], lanes=1, stage_deadline_minutes=0.1
+    )
+    assert "It did not react and its workers were killed" in run.summary.failed[digest(stuck)]
+    assert run.summary.finished == [digest(fine)], "the lane was started anew"
+    notes = failed.reasons(plan(train(stuck), train(fine)), run.store)
+    assert notes == run.summary.failed, "and why is known later, too"
+
+
+@pytest.mark.ray
 def test_what_the_cluster_lacks(cluster: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="has 2 CPUs and 0 GPUs on 1 node"):
         Run(tmp_path, plan(train("steps=1")), cluster["address"], gpus_per_worker=1)
@@ -185,3 +214,24 @@ def test_a_finished_plan_needs_no_ray(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path / "store")]
     assert subprocess.check_output(command, cwd=ROOT, env=ENVIRONMENT, text=True) == "[]\n"
+
+
+@pytest.mark.ray
+def test_what_the_autoscaler_could_add_is_counted_and_said(cluster: dict[str, str], tmp_path: Path) -> None:
+    from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE, GcsClient
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig
+
+    config = ClusterConfig()
+    kind = config.node_group_configs.add()
+    kind.name, kind.max_count = "gpu_worker", 2
+    kind.resources["CPU"], kind.resources["GPU"] = 8, 1
+    where = GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), GCS_AUTOSCALER_STATE_NAMESPACE.encode()
+    gcs = GcsClient(cluster["address"])
+    gcs.internal_kv_put(where[0], config.SerializeToString(), True, where[1])
+    try:
+        with pytest.raises(
+            ResourceError, match=r"can add at most 2 of 8 CPUs and 1 GPU \(`gpu_worker`\), which holds 0"
+        ):
+            Run(tmp_path, plan(train("steps=1")), cluster["address"], gpus_per_worker=2)
+    finally:
+        gcs.internal_kv_del(where[0], False, where[1])

@@ -10,9 +10,12 @@ from orchestrator.execution.events import (
     Event,
     LaneDown,
     LaneUp,
+    NodeExcluded,
+    NoRoom,
     RunStarted,
     StageFailed,
     StageFinished,
+    StageRetried,
     StageSkipped,
     StageStarted,
 )
@@ -40,6 +43,9 @@ def events() -> list[Event]:
 def ending() -> list[Event]:
     return [
         LaneDown(0, "node gone"),
+        StageRetried(TEACHER, "node lost", "node gone", "retry elsewhere"),
+        NodeExcluded("0123456789abcdef", "Xid 79 [GPU]"),
+        NoRoom("a stage needs 2 workers"),
         StageStarted(TEACHER, 0, 2, 0.0),
         Progress("resumed", TEACHER, step=10),
         StageFinished(TEACHER, 0, 187.0),
@@ -67,6 +73,9 @@ def test_plain_lines() -> None:
     assert lines[2] == "teacher: started on lane 0"
     assert lines[3].startswith("teacher: epoch 1/3, images/s 4,321, loss 1.250, top-1 % 56.8, left ")
     assert "lane 0 lost: node gone" in lines
+    assert "teacher: will be begun again elsewhere (node lost): node gone" in lines
+    assert any(line.startswith("node 0123456789ab is not used any more") for line in lines)
+    assert "waiting: a stage needs 2 workers" in lines
     assert "teacher: started again (attempt 2) on lane 0" in lines
     assert "teacher: goes on from step 10" in lines
     assert "teacher: finished in 3:07 (1/3)" in lines
@@ -96,6 +105,8 @@ def test_live_view() -> None:
     assert "1/3 stages, 1 failed, 1 skipped" in shown_at_last
     assert "Ctrl-C again" in shown_at_last
     assert "no images in `[/tmp]`" in text.getvalue(), "brackets of a message are no markup"
+    assert "Xid 79 [GPU]" in text.getvalue()
+    assert "a stage needs 2 workers" in text.getvalue()
 
 
 def test_plain_is_a_wish_that_counts() -> None:

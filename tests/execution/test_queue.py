@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.execution.events import LaneUp, StageFailed, StageFinished, StageSkipped, StageStarted
-from orchestrator.execution.queue import DEADLINE_GRACE_S, IDLE_LANE_S, StageQueue
+from orchestrator.execution.events import (
+    LaneUp,
+    NodeExcluded,
+    StageFailed,
+    StageFinished,
+    StageRetried,
+    StageSkipped,
+    StageStarted,
+)
+from orchestrator.execution.failures import Budgets, Failure, Room
+from orchestrator.execution.queue import DEADLINE_GRACE_S, ELSEWHERE_S, IDLE_LANE_S, StageQueue
 from orchestrator.planning.plan import MeasureStage, NetworkSource, Stage, TrainStage
+from orchestrator.training.interface import Progress
 from specs.data import Sample
 from specs.measurement import MeasurementSpec
 from specs.model import ModelSpec
@@ -48,6 +58,14 @@ def measure(parent: str) -> MeasureStage:
     )
 
 
+def crash(reason: str = "gone") -> Failure:
+    return Failure("crash", reason)
+
+
+def retries(number: int) -> Budgets:
+    return Budgets(max_retries=number)
+
+
 def plan(*stages: Stage) -> dict[str, Stage]:
     return {stage.digest: stage for stage in stages}
 
@@ -62,9 +80,9 @@ class Clock:
 class Lane:
     """One lane with one worker."""
 
-    def __init__(self, queue: StageQueue, number: int = 0, group: str = "g") -> None:
+    def __init__(self, queue: StageQueue, number: int = 0, group: str = "g", node: str = "") -> None:
         self.queue, self.number, self.group, self.turn = queue, number, f"{group}{number}", 0
-        queue.join(number, self.group, 0, 1, "host:1 cpu", f"worker-{self.group}")
+        queue.join(number, self.group, 0, 1, "host:1 cpu", f"worker-{self.group}", node)
 
     def ask(self) -> str:
         assignment = self.queue.ask(self.number, self.group, self.turn)
@@ -77,8 +95,8 @@ class Lane:
     def finish(self, digest: str) -> None:
         self.queue.finish(self.number, self.group, digest, {})
 
-    def fail(self, reason: str = "broken") -> int:
-        return self.queue.fail(self.number, self.group, self.turn - 1, 0, reason)
+    def fail(self, reason: str = "broken", kind: str = "user error") -> int:
+        return self.queue.fail(self.number, self.group, self.turn - 1, 0, reason, kind)  # type: ignore[arg-type]
 
 
 def kinds(queue: StageQueue, kind: type) -> list:
@@ -147,24 +165,26 @@ def test_a_failure_takes_its_descendants_and_nothing_else() -> None:
     assert queue.poll().unsettled == 0
 
 
-def test_a_new_group_goes_on_with_the_stage_of_the_old_one() -> None:
-    queue = StageQueue(plan(train("a"), train("b")), num_lanes=2, max_retries=1)
+def test_a_stage_of_a_dead_group_is_handed_out_again() -> None:
+    queue = StageQueue(plan(train("a", epochs=5), train("b")), num_lanes=2, budgets=retries(1))
     old, other = Lane(queue, 0), Lane(queue, 1)
-    held = old.ask()
+    assert old.ask() == "a"
+    assert other.ask() == "b"
+    queue.lost(0, crash("killed"))
     new = Lane(queue, 0, group="second")
-    assert other.ask() != held
-    assert new.ask() == held
-    started = [e for e in kinds(queue, StageStarted) if e.stage == held]
-    assert [e.attempt for e in started] == [1, 2]
+    assert new.ask() == "a"
+    events = queue.poll().events
+    assert [e.attempt for e in events if isinstance(e, StageStarted) and e.stage == "a"] == [1, 2]
+    assert [e for e in events if isinstance(e, StageRetried)] == [StageRetried("a", "crash", "killed", "retry")]
     assert old.ask() == "end", "the old group is dead; a late message from it changes nothing"
-    old.finish(held)
-    assert queue.poll().busy[0] == held
-    new.finish(held)
+    old.finish("a")
+    assert queue.poll().busy[0] == "a"
+    new.finish("a")
     assert 0 not in queue.poll().busy
 
 
 def test_too_many_deaths_fail_the_stage_and_the_lane_goes_on() -> None:
-    queue = StageQueue(plan(train("a", epochs=5), train("b")), max_retries=1)
+    queue = StageQueue(plan(train("a", epochs=5), train("b")), budgets=retries(1))
     assert Lane(queue, group="1-").ask() == "a"
     assert Lane(queue, group="2-").ask() == "a"
     assert Lane(queue, group="3-").ask() == "b"
@@ -174,13 +194,13 @@ def test_too_many_deaths_fail_the_stage_and_the_lane_goes_on() -> None:
 
 
 def test_a_lost_lane_gives_its_stage_back() -> None:
-    queue = StageQueue(plan(train("a")), num_lanes=2, max_retries=1)
+    queue = StageQueue(plan(train("a")), num_lanes=2, budgets=retries(1))
     one, two = Lane(queue, 0), Lane(queue, 1)
     assert one.ask() == "a"
     assert two.ask() == "end"
-    queue.lost(0, "node gone")
+    queue.lost(0, crash("node gone"))
     assert Lane(queue, 1, group="again").ask() == "a"
-    queue.lost(1, "node gone too")
+    queue.lost(1, crash("node gone too"))
     (failed,) = kinds(queue, StageFailed)
     assert "node gone too" in failed.reason
 
@@ -196,7 +216,7 @@ def test_every_worker_of_a_group_gets_the_same_turn() -> None:
     queue.join(0, "g", 1, 2, "host:2")
     assert kinds(queue, LaneUp) == []
     queue.join(0, "g", 0, 2, "host:1")
-    assert kinds(queue, LaneUp) == [LaneUp(0, ("host:1", "host:2"))]
+    assert kinds(queue, LaneUp) == [LaneUp(0, ("host:1", "host:2"), ("", ""))]
     assert queue.ask(0, "g", 0) == queue.ask(0, "g", 0)
     assert queue.ask(0, "g", 1).kind == "wait", "rank 1 is ahead; rank 0 has not reported yet"
     queue.finish(0, "g", "a", {})
@@ -272,7 +292,7 @@ def test_whatever_happens_every_stage_settles_once(
     stages: Sequence[Stage], num_lanes: int, max_retries: int, data: st.DataObject
 ) -> None:
     by_digest = plan(*stages)
-    queue = StageQueue(by_digest, num_lanes=num_lanes, max_retries=max_retries)
+    queue = StageQueue(by_digest, num_lanes=num_lanes, budgets=retries(max_retries))
     lanes = [Lane(queue, n) for n in range(num_lanes)]
     holds: dict[int, str] = {}
     finished: set[str] = set()
@@ -305,11 +325,8 @@ def test_whatever_happens_every_stage_settles_once(
             lane.fail()
         elif outcome == "die":
             lanes[number] = Lane(queue, number, group=f"{life}-")
-            if queue.holds(number) == digest:
-                assert lanes[number].ask() == digest
-                holds[number] = digest
         else:
-            queue.lost(number, "gone")
+            queue.lost(number, crash())
             lanes[number] = Lane(queue, number, group=f"{life}-")
     else:
         pytest.fail("the queue does not settle")
@@ -318,7 +335,7 @@ def test_whatever_happens_every_stage_settles_once(
 
 
 def test_the_end_holds_for_every_worker_of_a_group() -> None:
-    queue = StageQueue(plan(train("a"), train("b", "a")), num_lanes=2, max_retries=1)
+    queue = StageQueue(plan(train("a"), train("b", "a")), num_lanes=2, budgets=retries(1))
     for rank in range(2):
         queue.join(0, "g0", rank, 2, f"host:{rank} cpu")
         queue.join(1, "g1", rank, 2, f"host:{rank} cpu")
@@ -326,5 +343,98 @@ def test_the_end_holds_for_every_worker_of_a_group() -> None:
     queue.finish(0, "g0", "a", {})
     assert [queue.ask(0, "g0", 1).kind for _ in range(2)] == ["run", "run"]
     assert queue.ask(1, "g1", 0).kind == "end", "what is left is held by the other lane"
-    queue.lost(0, "killed")
+    queue.lost(0, crash())
     assert queue.ask(1, "g1", 0).kind == "end", "alone, the second worker would wait for the first for ever"
+
+
+def see(queue: StageQueue, **free: int) -> None:
+    queue.see(Room(total=free, free=free))
+
+
+def test_a_stage_whose_worker_died_is_tried_elsewhere_for_a_while() -> None:
+    clock = Clock()
+    queue = StageQueue(plan(train("a", epochs=9), train("b")), num_lanes=2, clock=clock)
+    see(queue, one=1, two=1)
+    bad = Lane(queue, 0, node="one")
+    assert bad.ask() == "a"
+    queue.lost(0, crash(), frozenset({0}))
+    state = queue.poll()
+    assert state.avoid == {"one"}
+    assert [e.action for e in state.events if isinstance(e, StageRetried)] == ["retry elsewhere"]
+    again = Lane(queue, 0, group="again", node="one")
+    assert again.ask() == "b", "not what just died here"
+    again.finish("b")
+    assert again.ask() == "wait"
+    clock.now = ELSEWHERE_S + 1
+    assert again.ask() == "a", "elsewhere is a wish: no lane came up there"
+
+
+def test_a_bad_node_is_excluded_and_said() -> None:
+    queue = StageQueue(plan(*(train(name) for name in "abcd")), num_lanes=2)
+    see(queue, bad=1, good=1)
+    fine = Lane(queue, 1, node="good")
+    fine.finish(fine.ask())
+    for life in range(2):
+        lane = Lane(queue, 0, group=f"{life}-", node="bad")
+        lane.ask()
+        queue.lost(0, crash(f"segmentation fault {life}"), frozenset({0}))
+        taken = fine.ask()  # what died goes on elsewhere
+        fine.finish(taken)
+    state = queue.poll()
+    assert state.excluded == {"bad"}
+    assert [(e.node, e.reason) for e in state.events if isinstance(e, NodeExcluded)] == [
+        ("bad", "segmentation fault 1")
+    ]
+
+
+def test_a_store_that_does_not_answer_is_asked_again_later() -> None:
+    clock = Clock()
+    queue = StageQueue(plan(train("a"), train("b")), budgets=retries(1), clock=clock)
+    lane = Lane(queue)
+    first = lane.ask()
+    lane.fail("time-out", "store")
+    second = lane.ask()
+    assert {first, second} == {"a", "b"}, "other stages go on meanwhile"
+    lane.finish(second)
+    assert lane.ask() == "wait"
+    clock.now = 16
+    assert lane.ask() == first
+    lane.fail("time-out", "store")
+    (failed,) = kinds(queue, StageFailed)
+    assert "the store failed it 2 times" in failed.reason
+
+
+def test_progress_refills_the_budget() -> None:
+    queue = StageQueue(plan(train("a")), budgets=retries(1))
+    for life in range(5):
+        lane = Lane(queue, group=f"{life}-")
+        assert lane.ask() == "a"
+        queue.beat(0, lane.group, [Progress("epoch", "a", step=10 * (life + 1))])
+        queue.lost(0, crash())
+    for life in range(5, 7):
+        lane = Lane(queue, group=f"{life}-")
+        assert (lane.ask() == "a") == (life == 5), "two deaths without a checkpoint in between are too many"
+        queue.lost(0, crash())
+
+
+def test_who_is_told_to_end_saves_and_goes_on_elsewhere() -> None:
+    queue = StageQueue(plan(train("a", epochs=9), train("b")), num_lanes=2, budgets=Budgets(0, 1))
+    see(queue, one=1, two=1)
+    lane, other = Lane(queue, 0, node="one"), Lane(queue, 1, node="two")
+    assert lane.ask() == "a"
+    assert other.ask() == "b"
+    assert queue.beat(0, lane.group) is False
+    queue.leave(0, lane.group, 0)
+    assert queue.beat(0, lane.group) is True
+    assert queue.beat(1, other.group) is False
+    queue.interrupted(0, lane.group, "a")
+    assert lane.ask() == "end", "the machine is going"
+    (again,) = kinds(queue, StageRetried)
+    assert (again.kind, again.action) == ("preempted", "retry elsewhere")
+    other.finish("b")
+    assert other.ask() == "a"
+    queue.see(Room({"two": 1}, {"two": 0}), draining=["two"])
+    assert queue.beat(1, other.group) is True
+    queue.lost(1, crash("the node went before all was saved"))
+    (failed,) = kinds(queue, StageFailed)
+    assert "max_preemptions: 1" in failed.reason, "a death after the notice is part of it, and no crash"

@@ -6,7 +6,9 @@ from typing import Literal
 
 from cluster.leases import Change, Elsewhere
 from orchestrator.execution.events import StageElsewhere, StageFound, StoreSilent
-from orchestrator.execution.queue import STORE_PAUSE_S, StageQueue, artefact
+from orchestrator.execution.failures import Budgets, Failure
+from orchestrator.execution.queue import StageQueue
+from orchestrator.execution.rivals import STORE_PAUSE_S, artefact
 from tests.execution.plans import digest, plan, train
 
 A, B, CHILD = "steps=1", "steps=2", "steps=3"
@@ -51,7 +53,9 @@ class Case:
     def __init__(self, *stages: object, lanes: int = 1) -> None:
         self.now, self.board = 0.0, Board()
         made = plan(*stages)  # type: ignore[arg-type]
-        self.queue = StageQueue(made.stages, num_lanes=lanes, max_retries=1, leases=self.board, clock=lambda: self.now)
+        self.queue = StageQueue(
+            made.stages, num_lanes=lanes, budgets=Budgets(1), leases=self.board, clock=lambda: self.now
+        )
         for lane in range(lanes):
             self.queue.join(lane, f"g{lane}", 0, 1, "worker")
 
@@ -147,16 +151,27 @@ def test_leases_are_given_back_however_a_stage_ends() -> None:
 
     lost = Case(train(A))
     lost.ask(0)
-    lost.queue.lost(0, "the node died")
+    lost.queue.lost(0, Failure("node lost", "the node died"))
     assert lost.board.gone == [(name(A), False)]
 
 
-def test_a_restarted_group_keeps_the_lease() -> None:
+def test_after_a_death_whoever_asks_first_goes_on() -> None:
     case = Case(train(A))
     case.ask(0)
     case.queue.join(0, "again", 0, 1, "worker")
-    assert case.board.mine == {name(A)}
+    assert case.board.gone == [(name(A), False)]
     assert case.queue.ask(0, "again", 0).stage is not None
+    assert case.board.mine == {name(A)}
+
+
+def test_a_death_after_another_run_took_over_is_none_of_our_failures() -> None:
+    case = Case(train(A))
+    case.ask(0)
+    case.board.news, case.board.mine = [Change(name(A), "lost")], set()
+    case.queue.poll()
+    case.queue.lost(0, Failure("user error", "cut off"))
+    assert case.queue.poll().unsettled == 1
+    assert case.board.watched == {name(A)}
 
 
 def test_a_store_that_is_away_is_asked_again() -> None:

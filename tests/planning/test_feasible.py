@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from orchestrator.errors import PlanError
-from orchestrator.planning.feasible import cannot_start
+from orchestrator.planning.feasible import cannot_start, worker_counts
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
 from specs.load import load
@@ -54,6 +54,24 @@ def test_workers_that_cannot_share_a_batch_matter_only_to_what_is_to_run(
     reasons = cannot_start(planned, planned.stages.keys(), ResourcesSpec(workers=workers))
     assert [message in reason for reason in reasons] == [True] if message else reasons == []
     assert cannot_start(planned, [], ResourcesSpec(workers=workers)) == []
+
+
+@pytest.mark.parametrize(
+    ("training", "fewest", "most", "counts"),
+    [
+        ({"batch_size": 24}, 1, 9, (8, 6, 4, 3, 2, 1)),
+        ({"batch_size": 24, "augmentation": {"mixup": 0.8}}, 1, 9, (6, 4, 3, 2, 1)),
+        ({"batch_size": 24, "micro_batch": 4}, 2, 9, (6, 3, 2)),
+        ({"batch_size": 24}, 9, 11, ()),
+    ],
+)
+def test_elastic_workers_share_every_batch(
+    training: dict[str, Any], fewest: int, most: int, counts: tuple[int, ...], tmp_path: Path
+) -> None:
+    planned = plan(training, {}, tmp_path)
+    resources = ResourcesSpec.model_validate({"workers": {"min": fewest, "max": most}})
+    assert worker_counts(planned, planned.stages.keys(), resources) == counts
+    assert bool(cannot_start(planned, planned.stages.keys(), resources)) == (not counts)
 
 
 def plan(training: dict[str, Any], more: dict[str, Any], folder: Path) -> Plan:

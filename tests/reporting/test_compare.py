@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import StoreError, UsageError
+from orchestrator.planning.failed import FailureNotes
 from orchestrator.planning.plan import MeasureStage, TrainStage
 from orchestrator.reporting import conditions
 from orchestrator.reporting.compare import compare
@@ -248,3 +249,17 @@ def test_what_belongs_to_a_combination_keeps_nothing_apart() -> None:
         "baseline.model": "vit_tiny_patch16_224",
         "baseline.args.img_size": 28,
     }
+
+
+def test_a_failure_is_known_later_too(lab: Any) -> None:
+    lab.finish(measured=lambda c: c.labels["merging"] == "none")
+    failed, done = lab.combination("r4", "soft", 0).measured_by, lab.combination("none", "soft", 0).measured_by
+    notes = FailureNotes(lab.store, lab.plan.stages)
+    notes.put(failed, "measure", "the GPU's memory does not suffice")
+    notes.put(done, "measure", "of an earlier try")
+    comparison = compare(lab.plan, lab.store)
+    gone = row_of(comparison, "r4", "soft")
+    assert gone.status == "failed"
+    assert "failed: the GPU's memory does not suffice" in gone.detail
+    assert row_of(comparison, "none", "soft").status == "measured", "a result counts more than an old note"
+    assert row_of(comparison, "r2", "soft").status == "unfinished"

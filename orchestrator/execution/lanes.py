@@ -1,0 +1,146 @@
+"""The lanes of one run: which of them are up, where they could go, and with how many workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+
+from cluster import nodes
+from orchestrator.execution.admission import Admission, lacking, to_come
+from orchestrator.execution.failures import Room
+from orchestrator.execution.lane import LaneSpec, drive
+from orchestrator.execution.queue import QueueState
+from orchestrator.execution.room import room
+from specs.resources import ResourcesSpec
+
+_GROW_AFTER_S = 60.0
+"""How long there must be room for more workers before a lane is interrupted to get them, in seconds."""
+_SETTLE_S = 15.0
+"""How long Ray may take to see that a node is dead, in seconds; before, a group that lost it would be placed there."""
+_ROOM_PATIENCE_S = 1800.0
+"""How long a run waits for nodes when what is left of the cluster holds no lane, in seconds."""
+_UNKNOWN = 1000
+"""Workers that an autoscaler is believed to have room for when it does not tell its kinds of nodes."""
+
+
+class Lanes:
+    """Starts lanes where there is room, each in a thread that waits for its end.
+
+    Args:
+        common: what all lanes have in common; number, name, workers and nodes to avoid are filled in.
+        admission: how many there are, and how large they may be.
+        resources: what the spec asks for, for messages.
+    """
+
+    def __init__(self, common: LaneSpec, admission: Admission, resources: ResourcesSpec) -> None:
+        self._common, self._admission, self._resources = common, admission, resources
+        self._threads: dict[int, threading.Thread] = {}
+        self._workers: dict[int, int] = {}
+        """Lane → its number of workers."""
+        self._ended: SimpleQueue[tuple[int, Exception | None]] = SimpleQueue()
+        self._num_starts = 0
+        self._nodes: dict[str, Mapping[str, float]] = {}
+        self._could_grow_since: dict[int, float] = {}
+        self._not_before = self._without_room_since = float("-inf")
+
+    def __len__(self) -> int:
+        """How many are up or on their way."""
+        return len(self._threads)
+
+    def look(self, state: QueueState) -> Room:
+        """See what nodes there are, and what room they have beside the lanes."""
+        self._nodes = nodes.alive()
+        growth = nodes.growth(self._nodes)
+        if growth is None:
+            self._nodes["to come"] = {name: amount * _UNKNOWN for name, amount in self._admission.worker.items()}
+        else:
+            self._nodes |= {f"to come {i}": node for i, node in enumerate(to_come(growth))}
+        return self._room(state)
+
+    def start_wanted(self, state: QueueState) -> None:
+        """Bring up lanes for which there is work and room."""
+        for lane in range(self._admission.lanes):
+            if len(self) >= state.wanted or time.monotonic() < self._not_before:
+                return
+            if lane in self._threads:
+                continue
+            beside = self._room(state)
+            for avoid in (state.excluded | state.avoid, state.excluded):
+                if beside.lane_fits_without(avoid):
+                    self._start(lane, self._count(beside, avoid), avoid.intersection(self._nodes))
+                    break
+
+    def start_all(self, state: QueueState) -> None:
+        """Bring up all lanes at once: most of their start is waiting."""
+        for lane in range(self._admission.lanes):
+            self._start(lane, self._count(self._room(state), frozenset()))
+
+    def ended(self, state: QueueState) -> Iterator[tuple[int, Exception | None]]:
+        """Lanes that ended since the last time, and with which error."""
+        while True:
+            try:
+                lane, error = self._ended.get_nowait()
+            except Empty:
+                return
+            del self._threads[lane]
+            if error is not None and len(set(state.placed[lane])) > 1:
+                self._not_before = time.monotonic() + _SETTLE_S
+            yield lane, error
+
+    def without_room(self, state: QueueState) -> str | None:
+        """Why no lane can be had, if that is so now."""
+        if len(self) or not state.wanted or self._room(state).lane_fits_without(state.excluded):
+            return None
+        there = [node for name, node in self._nodes.items() if name not in state.excluded]
+        return f"what is left of the cluster holds no lane: {lacking(self._resources, there)}"
+
+    def waited_too_long(self, *, for_room: bool) -> bool:
+        """Whether no lane was up for so long that nobody is going to bring nodes."""
+        now = time.monotonic()
+        if not for_room:
+            self._without_room_since = float("-inf")
+        elif self._without_room_since == float("-inf"):
+            self._without_room_since = now
+        return for_room and now - self._without_room_since > _ROOM_PATIENCE_S
+
+    def to_grow(self, state: QueueState, beside: Room) -> tuple[int, str] | None:
+        """A lane that could have had more workers for a while, and why; none while another waits for that room."""
+        for lane, workers in self._workers.items():
+            larger = self._count(beside, state.excluded, more=workers)
+            up = lane in self._threads and bool(state.placed[lane])
+            if larger <= workers or not up or len(self) < state.wanted:
+                self._could_grow_since.pop(lane, None)
+            elif time.monotonic() - self._could_grow_since.setdefault(lane, time.monotonic()) > _GROW_AFTER_S:
+                return lane, f"there is room for {larger} workers instead of {workers}"
+        return None
+
+    def _room(self, state: QueueState) -> Room:
+        placed = [state.placed[lane] for lane in self._threads if state.placed[lane]]
+        starting = sum(self._workers[lane] for lane in self._threads if not state.placed[lane])
+        return room(self._nodes, self._admission.worker, self._admission.counts[0], placed, starting)
+
+    def _count(self, beside: Room, avoid: frozenset[str], *, more: int = 0) -> int:
+        """The most workers that a lane can have, beside the others; the fewest, if there is room for none."""
+        free = more + sum(number for node, number in beside.free.items() if node not in avoid)
+        return max((n for n in self._admission.counts if n <= free), default=self._admission.counts[0])
+
+    def _start(self, lane: int, workers: int, avoid: frozenset[str] = frozenset()) -> None:
+        self._num_starts += 1
+        self._workers[lane] = workers
+        self._could_grow_since.pop(lane, None)
+        name = f"{self._common.run_name}-lane{lane}-{self._num_starts}"
+        spec = replace(self._common, lane=lane, workers=workers, avoid=avoid, run_name=name)
+        thread = threading.Thread(target=self._drive, args=(spec,), name=f"slimvit-lane-{lane}", daemon=True)
+        self._threads[lane] = thread
+        thread.start()
+
+    def _drive(self, spec: LaneSpec) -> None:
+        try:
+            drive(spec)
+        except Exception as error:
+            self._ended.put((spec.lane, error))
+        else:
+            self._ended.put((spec.lane, None))

@@ -1,0 +1,102 @@
+"""A cluster of several raylets on this machine, in a process of its own, away from every other cluster.
+
+The head has no CPU, so work goes to the other nodes. Prints its address and the nodes as JSON; `add CPUS` on its input
+adds one and prints it; ends when its input closes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@dataclass
+class Nodes:
+    """The cluster, as a test sees it."""
+
+    process: subprocess.Popen[str]
+    address: str = ""
+    raylets: dict[str, int] = field(default_factory=dict)
+    """Node id → process id of its raylet, the head left out."""
+
+    def add(self, cpus: int) -> str:
+        """One node more; gives its id."""
+        assert self.process.stdin is not None
+        print(f"add {cpus}", file=self.process.stdin, flush=True)
+        return self.read()
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        said = json.loads(self.process.stdout.readline())
+        self.address = said["address"]
+        self.raylets[said["node"]] = said["pid"]
+        return str(said["node"])
+
+    def kill(self, node: str) -> None:
+        """As when the machine loses its power."""
+        os.kill(self.raylets.pop(node), signal.SIGKILL)
+
+
+@contextmanager
+def nodes(*cpus: int) -> Iterator[Nodes]:
+    """A cluster with a node of so many CPUs each."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.execution.nodes"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        cluster = Nodes(process)
+        for number in cpus:
+            cluster.add(number)
+        yield cluster
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(60)
+
+
+def main() -> None:
+    from cluster.token import show_token
+
+    show_token(starting=True)
+    from ray._private import utils
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray.cluster_utils import Cluster
+
+    ensure_token_if_auth_enabled(None, create_token_if_missing=True)
+    utils.write_ray_address = lambda *_: None  # else `auto` of everybody on this machine would lead here
+    folder = tempfile.mkdtemp(prefix="svn-", dir="/tmp")
+    quick: dict[str, Any] = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "temp_dir": folder, "include_dashboard": False, "_system_config": quick},
+    )
+    try:
+        for line in sys.stdin:
+            node = cluster.add_node(num_cpus=int(line.split()[1]), temp_dir=folder)
+            raylet = node.all_processes["raylet"][0].process.pid
+            print(json.dumps({"address": cluster.address, "node": node.node_id, "pid": raylet}), flush=True)
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
