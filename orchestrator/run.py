@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cluster.local import LocalStore
+from cluster.token import show_token
 from orchestrator.errors import Interrupted, PlanError, StageFailed, StoreError
 from orchestrator.execution import driver
 from orchestrator.execution.events import Event, RunStarted
 from orchestrator.execution.interrupt import StopOnSignal
 from orchestrator.execution.live import make_view
+from orchestrator.execution.steering import Steering
 from orchestrator.planning.describe import as_text
 from orchestrator.planning.feasible import cannot_start
 from orchestrator.planning.make import make_plan
@@ -62,23 +64,28 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     document = load(spec, assignments, resolver=registry.resolver)
     plan, experiment = make_plan(document), document.experiment
     store = open_store(experiment.storage.root)
+    control = None
+    if experiment.search is not None:
+        from orchestrator.search.control import SearchControl
+
+        _prepare(store)
+        show_token(starting=address is None)  # proposing loads Ray
+        control = SearchControl(document, store)
+        plan = control.plan
     # A file or a pipe has no width: there the table keeps all of its columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
-    missing = to_run(plan, finished(plan, store))
+    missing = to_run(plan, finished(plan, store)) if control is None else control.wanted()
     obstacles = cannot_start(plan, missing, experiment.resources)
     if obstacles:
         raise PlanError(f"{spec} cannot run:\n" + "\n".join(f"  - {reason}" for reason in obstacles))
     for reason in no_room(plan, missing, store):
         raise StoreError(reason)
-    try:
-        store.prepare()
-    except OSError as error:
-        raise StoreError(str(error)) from error
-
+    _prepare(store)
     _show_plan(plan, experiment, console)
     console.print(f"MLflow  {experiment.tracking.uri}\nStore   {store.root}", soft_wrap=True)
     record = RecordMark(plan, experiment, store)
-    if missing:
+    open_search = control is not None and not control.exhausted
+    if missing or open_search:
         record.invalidate()
     tracker = None if record.complete() else _tracker(plan, experiment, store, console)
     summary = driver.RunSummary()
@@ -90,9 +97,13 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
             tracker.on_event(event)
 
     try:
-        if missing:
-            summary = watched(plan, experiment, store, address, plain, console, on_event)
+        if missing or open_search:
+            summary = watched(plan, experiment, store, address, plain, console, on_event, control)
         else:
+            commit_plan(plan, experiment, store)
+        if control is not None:
+            plan = control.plan
+            record = RecordMark(plan, experiment, store)
             commit_plan(plan, experiment, store)
         if not summary.interrupted:
             report, shown = _show_comparison(plan, experiment, store, summary, console)
@@ -103,6 +114,18 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
             tracker.close()
     console.print(f"Record: slimvit ui {shlex.quote(str(spec))}", soft_wrap=True)
     raise_if_unfinished(plan, summary)
+
+
+def _prepare(store: LocalStore) -> None:
+    """Make the store, or refuse.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    try:
+        store.prepare()
+    except OSError as error:
+        raise StoreError(str(error)) from error
 
 
 def commit_plan(plan: Plan, experiment: Experiment, store: LocalStore) -> None:
@@ -133,6 +156,7 @@ def watched(
     plain: bool,
     console: Console,
     on_event: Callable[[Event], None] = lambda event: None,
+    steering: Steering | None = None,
 ) -> driver.RunSummary:
     """Run the missing stages under a person's eyes; `on_event` is told everything too."""
     view = make_view(plan, console, plain=plain)
@@ -142,7 +166,9 @@ def watched(
         on_event(event)
 
     with StopOnSignal(on_first=view.stopping) as stop, view:
-        return driver.run(plan, experiment, store=store, address=address, on_event=tell, should_stop=stop)
+        return driver.run(
+            plan, experiment, store=store, address=address, on_event=tell, should_stop=stop, steering=steering
+        )
 
 
 def _tracker(plan: Plan, experiment: Experiment, store: LocalStore, console: Console) -> Tracker:

@@ -16,9 +16,20 @@ from cluster.connect import ClusterUnreachable, Connection, connect
 from cluster.storage import ArtifactStore
 from orchestrator.errors import ResourceError
 from orchestrator.execution.admission import Admission, admit, check_measurements
-from orchestrator.execution.events import Event, LaneDown, LaneUp, RunStarted, StageFailed, StageFinished, StageSkipped
+from orchestrator.execution.events import (
+    Event,
+    LaneDown,
+    LaneUp,
+    PlanGrew,
+    RunStarted,
+    StageFailed,
+    StageFinished,
+    StageSkipped,
+    StageStopped,
+)
 from orchestrator.execution.lane import LaneSpec, Runners, drive
 from orchestrator.execution.queue import QueueState, StageQueue
+from orchestrator.execution.steering import Change, Steering
 from orchestrator.planning import status
 from orchestrator.planning.plan import Plan, Stage
 from specs.experiment import Experiment
@@ -45,6 +56,8 @@ class RunSummary:
     """Digest → reason."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Digest → digest of the failed stage that it needs."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Digest of a stage that a search gave up → on what evidence."""
     interrupted: bool = False
     """Whether it was stopped before everything was settled; another run goes on."""
     logs: Path | None = None
@@ -62,6 +75,7 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     runners: Runners = Runners(),  # noqa: B008 - frozen
     num_cpus: int | None = None,
+    steering: Steering | None = None,
 ) -> RunSummary:
     """Run all stages that are not in the store yet. Loads Ray only if there are any.
 
@@ -74,6 +88,7 @@ def run(
         should_stop: asked four times a second; once true, stages save their progress and the run ends.
         runners: what runs a stage.
         num_cpus: CPU cores of a cluster that is started here; `None` = those this process may use.
+        steering: adds stages to the plan while it runs, and gives some up; `None` = the plan stays as it is.
 
     Raises:
         ResourceError: if the cluster is unreachable, or does not have what `resources` or the
@@ -81,10 +96,10 @@ def run(
     """
     began = time.monotonic()
     finished = status.finished(plan, store)
-    missing = status.to_run(plan, finished)
+    missing = status.to_run(plan, finished) if steering is None else steering.wanted()
     to_run = {digest: stage for digest, stage in plan.stages.items() if digest in missing}
     summary = RunSummary(done_before=[digest for digest in plan.stages if digest in finished])
-    if not to_run:
+    if not to_run and (steering is None or steering.exhausted):
         on_event(RunStarted((), tuple(summary.done_before), lanes=0, dashboard_url=None))
         summary.seconds = time.monotonic() - began
         return summary
@@ -93,10 +108,13 @@ def run(
             nodes = _nodes()
             if all(stage.alone for stage in to_run.values()):
                 check_measurements(to_run.values(), nodes)
-            admission = admit(experiment.resources, nodes, stages=_parallel_stages(to_run))
+            side_by_side = max(_parallel_stages(to_run), 1 if steering is None else steering.side_by_side)
+            admission = admit(experiment.resources, nodes, stages=side_by_side)
             check_measurements(to_run.values(), nodes)
             on_event(RunStarted(tuple(to_run), tuple(summary.done_before), admission.lanes, cluster.dashboard_url))
-            begun = _Run(plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary)
+            begun = _Run(
+                plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary, steering
+            )
             try:
                 begun.watch()
             finally:
@@ -122,18 +140,22 @@ class _Run:
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
         summary: RunSummary,
+        steering: Steering | None,
     ) -> None:
         self._resources = experiment.resources
         self._store, self._runners, self._cluster, self._admission = store, runners, cluster, admission
         self._on_event, self._should_stop, self._summary = on_event, should_stop, summary
+        self._steering = steering
+        self._handed_out = set(to_run)
+        """Stages that the queue was given to run."""
         minutes = experiment.resources.stage_deadline_minutes
         self._deadline_s = None if minutes is None else minutes * 60
         self._queue = _queue_actor(
-            plan.stages,
-            [digest for digest in plan.stages if digest not in to_run],
+            *_to_queue(plan, to_run),
             num_lanes=admission.lanes,
             max_retries=self._resources.max_retries,
             deadline_s=self._deadline_s,
+            open_ended=steering is not None,
         )
         # Ray Train insists on a folder that all its nodes see, though nothing of ours goes there.
         self._folder = cluster.folder / "train" if cluster.started else store.scratch()
@@ -156,7 +178,8 @@ class _Run:
             state = self._poll()
             for worker in state.stuck:
                 ray.kill(worker)
-            if not state.unsettled:
+            changed = stop_at is None and self._steer(state)
+            if not state.unsettled and not changed and (self._steering is None or self._steering.exhausted):
                 break
             if stop_at is None and self._should_stop():
                 ray.get(self._queue.stop.remote())
@@ -168,6 +191,7 @@ class _Run:
             else:
                 self._start_wanted(state)
             time.sleep(_POLL_S)
+        ray.get(self._queue.close.remote())
         self._end(patience_s=_END_PATIENCE_S if stop_at is None else 3.0)
 
     def clear_up(self) -> None:
@@ -188,8 +212,25 @@ class _Run:
                 self._summary.failed[event.stage] = event.reason
             elif isinstance(event, StageSkipped):
                 self._summary.skipped[event.stage] = event.because_of
+            elif isinstance(event, StageStopped):
+                self._summary.stopped[event.stage] = event.reason
             self._on_event(event)
         return state
+
+    def _steer(self, state: QueueState) -> bool:
+        """Do what the search says; whether it said something."""
+        import ray
+
+        change: Change | None = None if self._steering is None else self._steering.step(state.events)
+        if change is None:
+            return False
+        new = [d for d in change.plan.stages if d in change.wanted and d not in self._handed_out]
+        self._handed_out |= set(new)
+        self._on_event(PlanGrew(change.plan, tuple(new)))
+        ray.get(self._queue.add.remote(*_to_queue(change.plan, change.wanted)))
+        if change.given_up:
+            ray.get(self._queue.give_up.remote(change.given_up))
+        return True
 
     def _start(self, lane: int) -> None:
         self._num_starts += 1
@@ -254,6 +295,13 @@ class _Run:
         while self._threads and time.monotonic() < until:
             time.sleep(0.05)
             self._reap()
+
+
+def _to_queue(plan: Plan, to_run: Collection[str]) -> tuple[dict[str, Stage], list[str]]:
+    """The stages to run and those that they read, parents first; and the digests of the latter, which are finished."""
+    needed = {*to_run, *(parent for digest in to_run for parent in plan.stages[digest].parents)}
+    stages = {digest: stage for digest, stage in plan.stages.items() if digest in needed}
+    return stages, [digest for digest in stages if digest not in to_run]
 
 
 def _queue_actor(stages: Mapping[str, Stage], done: list[str], **options: Any) -> ActorHandle[Any]:

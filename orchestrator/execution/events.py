@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.planning.plan import Plan
 from orchestrator.training.interface import Progress
 
 
@@ -81,4 +82,33 @@ class StageSkipped:
     """Digest of the stage that failed."""
 
 
-Event = RunStarted | LaneUp | LaneDown | StageStarted | StageFinished | StageFailed | StageSkipped | Progress
+@dataclass(frozen=True)
+class StageStopped:
+    """A stage was given up, because every combination that needs it was."""
+
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlanGrew:
+    """A search has proposed more combinations, or given some up."""
+
+    plan: Plan
+    """Holds everything that the plan before it held."""
+    to_run: tuple[str, ...]
+    """Digests of the stages that are to run besides those before."""
+
+
+Event = (
+    RunStarted
+    | LaneUp
+    | LaneDown
+    | StageStarted
+    | StageFinished
+    | StageFailed
+    | StageSkipped
+    | StageStopped
+    | PlanGrew
+    | Progress
+)

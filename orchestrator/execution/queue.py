@@ -19,6 +19,7 @@ from orchestrator.execution.events import (
     StageFinished,
     StageSkipped,
     StageStarted,
+    StageStopped,
 )
 from orchestrator.planning.plan import Stage
 from orchestrator.training.interface import Progress
@@ -83,6 +84,7 @@ class StageQueue:
         num_lanes: lanes that will ask.
         max_retries: how often a stage is begun again after a worker died.
         deadline_s: wall-clock limit of a stage over all its attempts in this run, in seconds.
+        open_ended: whether stages may be added; lanes then wait for them until `close`.
         clock: seconds; a parameter for tests.
     """
 
@@ -94,12 +96,15 @@ class StageQueue:
         num_lanes: int = 1,
         max_retries: int = 0,
         deadline_s: float | None = None,
+        open_ended: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._stages = dict(stages)
-        self._finished = set(done) & set(self._stages)
+        self._stages: dict[str, Stage] = {}
+        self._finished: set[str] = set()
+        self._given_up: set[str] = set()
+        self._open_ended = open_ended
         self._failed: dict[str, str] = {}
-        self._attempts = dict.fromkeys(self._stages, 0)
+        self._attempts: dict[str, int] = {}
         self._started_at: dict[str, float] = {}
         self._lanes = {lane: _Lane() for lane in range(num_lanes)}
         self._failed_ranks: dict[tuple[int, str, int], set[int]] = {}
@@ -109,11 +114,9 @@ class StageQueue:
         self._stopping = False
         self._events: list[Event] = []
         self._skipped: dict[str, str] = {}
-        self._children: dict[str, list[str]] = {digest: [] for digest in self._stages}
-        for digest, stage in self._stages.items():
-            for parent in stage.parents:
-                self._children[parent].append(digest)
-        self._order = {digest: i for i, digest in enumerate(self._by_priority())}
+        self._children: dict[str, list[str]] = {}
+        self._order: dict[str, int] = {}
+        self.add(stages, done)
 
     # What workers call.
 
@@ -154,6 +157,8 @@ class StageQueue:
         if place.group != group:
             return True
         self._events.extend(progress)
+        if place.stage in self._given_up:
+            return True
         return self._stopping or (place.stage is not None and self._overdue_s(place.stage) > 0)
 
     def finish(self, lane: int, group: str, digest: str, result: dict[str, Any]) -> None:
@@ -162,6 +167,7 @@ class StageQueue:
         if place.group != group or place.stage != digest:
             return
         place.stage = None
+        self._given_up.discard(digest)
         self._finished.add(digest)
         self._events.append(StageFinished(digest, lane, self._clock() - self._started_at[digest], result))
 
@@ -176,7 +182,8 @@ class StageQueue:
         ranks.add(rank)
         if place.group == group and place.stage is not None and turn == len(place.turns) - 1:
             digest, place.stage = place.stage, None
-            self._give_up(digest, reason)
+            if digest not in self._given_up:
+                self._give_up(digest, reason)
         return len(ranks)
 
     def interrupted(self, lane: int, group: str, digest: str) -> None:
@@ -185,10 +192,46 @@ class StageQueue:
         if place.group != group or place.stage != digest:
             return
         place.stage = None
-        if self._overdue_s(digest) > 0:
+        if digest not in self._given_up and self._overdue_s(digest) > 0:
             self._give_up(digest, self._past_deadline())
 
     # What the driver calls.
+
+    def add(self, stages: Mapping[str, Stage], done: Collection[str] = ()) -> None:
+        """More stages, parents first; those that are there already stay as they are, but are given up no longer.
+
+        Args:
+            stages: digest → stage; what a finished one read need not be among them.
+            done: digests of finished stages.
+        """
+        new = {digest: stage for digest, stage in stages.items() if digest not in self._stages}
+        self._stages |= new
+        self._finished |= set(done) & set(self._stages)
+        self._given_up -= set(stages)
+        for digest, stage in new.items():
+            self._attempts[digest] = 0
+            for parent in stage.parents:
+                self._children.setdefault(parent, []).append(digest)
+            lost = next((p for p in stage.parents if p in self._failed or p in self._skipped), None)
+            if lost is not None and digest not in self._finished:
+                self._skipped[digest] = because_of = self._skipped.get(lost, lost)
+                self._events.append(StageSkipped(digest, because_of))
+        self._order = {digest: i for i, digest in enumerate(self._by_priority())}
+
+    def give_up(self, reasons: Mapping[str, str]) -> None:
+        """Nobody needs these stages any more; one that runs saves its progress and ends.
+
+        Args:
+            reasons: digest → why.
+        """
+        for digest, reason in reasons.items():
+            if digest in self._stages and not self._settled(digest):
+                self._given_up.add(digest)
+                self._events.append(StageStopped(digest, reason))
+
+    def close(self) -> None:
+        """No stages will be added any more."""
+        self._open_ended = False
 
     def stop(self) -> None:
         """Hand out nothing more, and ask everybody to save and return."""
@@ -199,7 +242,7 @@ class StageQueue:
         place = self._lanes[lane]
         digest, place.stage = place.stage, None
         self._retire(place)
-        if digest is not None and self._attempts[digest] > self._max_retries:
+        if digest is not None and digest not in self._given_up and self._attempts[digest] > self._max_retries:
             self._give_up(digest, self._died(digest, reason))
 
     def abandon(self, reason: str) -> None:
@@ -242,11 +285,12 @@ class StageQueue:
         for digest in reversed(self._stages):
             stage = self._stages[digest]
             own = max(1, stage.epochs)
-            height[digest] = own + max((height[child] for child in self._children[digest]), default=0)
+            below = [height.get(child, 0) for child in self._children.get(digest, ())]
+            height[digest] = own + max(below, default=0)
         return sorted(self._stages, key=lambda digest: -height[digest])
 
     def _settled(self, digest: str) -> bool:
-        return digest in self._finished or digest in self._failed or digest in self._skipped
+        return any(digest in settled for settled in (self._finished, self._failed, self._skipped, self._given_up))
 
     def _ready(self) -> list[str]:
         held = {place.stage for place in self._lanes.values()}
@@ -283,7 +327,7 @@ class StageQueue:
 
     def _idle(self, place: _Lane) -> Assignment:
         held = {other.stage for other in self._lanes.values()}
-        if all(self._settled(digest) or digest in held for digest in self._stages):
+        if not self._open_ended and all(self._settled(digest) or digest in held for digest in self._stages):
             return self._end(place)
         if place.idle_since is None:
             place.idle_since = self._clock()
@@ -305,6 +349,8 @@ class StageQueue:
         digest, place.stage = place.stage, None
         self._retire(place)
         place.group = group
+        if digest in self._given_up:
+            return
         if digest is not None and self._attempts[digest] > self._max_retries:
             self._give_up(digest, self._died(digest, "see the worker's log in the Ray dashboard"))
         else:
@@ -318,13 +364,13 @@ class StageQueue:
     def _give_up(self, digest: str, reason: str) -> None:
         self._failed[digest] = reason
         self._events.append(StageFailed(digest, reason))
-        below = list(self._children[digest])
+        below = list(self._children.get(digest, ()))
         while below:
             child = below.pop(0)
             if not self._settled(child):
                 self._skipped[child] = digest
                 self._events.append(StageSkipped(child, digest))
-                below.extend(self._children[child])
+                below.extend(self._children.get(child, ()))
 
     def _overdue_s(self, digest: str) -> float:
         if self._deadline_s is None:

@@ -121,7 +121,8 @@ def load_spec(path: Path, assignments: Sequence[str]) -> SpecDocument:
 def _from_spec(path: Path, store_root: Path | None, assignments: Sequence[str]) -> Found:
     document = load_spec(path, assignments)
     experiment = document.experiment
-    return Found(make_plan(document), experiment, open_store(store_root or experiment.storage.root))
+    store = open_store(store_root or experiment.storage.root)
+    return Found(make_plan(document, store), experiment, store)
 
 
 def _from_store(name: str, store: LocalStore) -> Found:

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import ArtifactStore
-from orchestrator.execution.events import Event, StageFailed, StageFinished, StageStarted
+from orchestrator.execution.events import (
+    Event,
+    PlanGrew,
+    StageFailed,
+    StageFinished,
+    StageStarted,
+    StageStopped,
+)
 from orchestrator.planning.plan import Combination, MeasureStage, Plan
 from orchestrator.reporting import record
 from orchestrator.reporting.background import Background
@@ -39,7 +46,7 @@ _TAGS_AND_PARAMS = 100
 """Tags or parameters in one request; MLflow takes no more."""
 
 _REASON = "slimvit.reason"
-"""Tag: why a run failed."""
+"""Tag: why a run failed, or was given up."""
 
 PLAN, KIND, KEY, RECORDED = "slimvit.plan", "slimvit.kind", "slimvit.key", "slimvit.recorded"
 """Tags: digest of the plan; `experiment`, `combination` or `stage`; which one; what of the store is recorded."""
@@ -75,7 +82,7 @@ class Tracker:
 
         self._plan = plan
         self._store = store
-        self._background = Background(lambda: Record(uri, experiment_name, plan, experiment), complain)
+        self._background = Background(lambda: Record(uri, experiment_name, self._plan, experiment), complain)
 
     def on_event(self, event: Event) -> None:
         """Record what happens during the run; returns at once."""
@@ -89,6 +96,11 @@ class Tracker:
                 self._background.post(lambda r: r.stage_finished(stage, store))
             case StageFailed(stage=stage, reason=reason):
                 self._background.post(lambda r: r.stage_failed(stage, reason))
+            case PlanGrew(plan=plan):
+                self._plan = plan
+                self._background.post(lambda r: r.grow(plan))
+            case StageStopped(stage=stage, reason=reason):
+                self._background.post(lambda r: r.stage_stopped(stage, reason))
             case _:
                 return
 
@@ -154,6 +166,16 @@ class Record:
                 label = self._plan.stages[digest].label
                 self._combination_run(combination).fail(f"`{label}` failed: {reason}")
 
+    def stage_stopped(self, digest: str, reason: str) -> None:
+        """A search gave a stage up."""
+        if f"stage:{digest}" in self._runs:
+            self._stage_run(digest).stop(reason)
+
+    def grow(self, plan: Plan) -> None:
+        """A search has come further; runs that are there stay where they are."""
+        self._plan = plan
+        self._owners = {**record.owners(plan), **self._owners}
+
     def stage(self, digest: str, store: ArtifactStore) -> bool:
         """Complete the run of a finished stage from its artefact; `False` if the stage is not finished."""
         known = self._runs.get(f"stage:{digest}")
@@ -204,7 +226,11 @@ class Record:
             self._parent.log_text(name, text)
         if report is not None:
             self._parent.log_file(report, None)
-        if len(rows) == len({(c.name, c.seed) for c in self._plan.combinations}):
+        open_ones = {(c.name, c.seed): c for c in self._plan.combinations if (c.name, c.seed) not in rows}
+        for combination in [c for c in open_ones.values() if c.name in self._plan.stopped]:
+            del open_ones[combination.name, combination.seed]
+            self._combination_run(combination).stop(self._plan.stopped[combination.name])
+        if not open_ones:
             self._parent.finish(recorded=fingerprint)
         elif any(run.status == "FAILED" for run in self._runs.values()):
             self._parent.fail("at least one stage failed")
@@ -331,6 +357,11 @@ class _Run:
 
     def fail(self, reason: str) -> None:
         self.set_status("FAILED")
+        self.tag({_REASON: reason})
+
+    def stop(self, reason: str) -> None:
+        """Given up on purpose; the tag says on what evidence."""
+        self.set_status("KILLED")
         self.tag({_REASON: reason})
 
     def _held(self) -> set[tuple[str, int]]:
