@@ -104,8 +104,8 @@ class Objective(SpecModel):
 
 class AshaSpec(SpecModel):
     """Asynchronous successive halving (arXiv:1810.05934), as Ray Tune does it, on the top-1 of the last stage that
-    trains. A trial is judged after `grace_epochs`, `grace_epochs × reduction_factor`, … epochs, and stopped unless it is
-    among the best `1 / reduction_factor` of those that were judged there before it."""
+    trains. A trial is judged after `grace_epochs`, `grace_epochs × reduction_factor`, … epochs, and stopped unless it
+    reaches the best `1 / reduction_factor` of those that were judged there before it."""
 
     grace_epochs: PositiveInt = 1
     """Epochs that every trial may train before it is judged for the first time."""
@@ -148,8 +148,8 @@ class SearchSpec(SpecModel):
     """Who stops trials after early epochs; `null` = nobody."""
 
     stop_dominated: bool = False
-    """Give up the further seeds of a trial that another one dominates by more than twice the spread over seeds. Needs an
-    axis of seeds; seeds then run one after another."""
+    """Give up the further seeds of a trial that another one dominates by more than twice the spread over seeds. Needs
+    an axis of seeds; seeds then run one after another."""
 
     concurrent: PositiveInt = 2
     """Trials of `optuna` under way at a time. Trial n is proposed from the results of trials 0 … n − `concurrent`, no

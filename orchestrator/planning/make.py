@@ -12,12 +12,13 @@ from orchestrator.planning.expand import Cell, cells, excluded
 from orchestrator.planning.measure_stage import measure_stage
 from orchestrator.planning.operating import OperatingPoints
 from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, SearchPlan, Stage, TrainStage
-from orchestrator.planning.slices import Incompatible, Slices
+from orchestrator.planning.slices import Choice, Incompatible, Slices
 from orchestrator.planning.train_stages import TrainStages
 from orchestrator.search.journal import Journal
 from orchestrator.search.matrix import Searched, dimensions, search_digest, searched, shown
 from orchestrator.storage import open_store
 from specs.data import DataSpec
+from specs.labels import labels
 from specs.load import SpecDocument
 from specs.measurement import MeasurementSpec
 from specs.model import ModelSpec
@@ -80,9 +81,23 @@ class _Planner:
         self.operating_points = OperatingPoints()
 
     def empty(self) -> Plan:
-        """A plan without combinations yet; what no combination could be planned with is found now."""
-        self.training.node(len(self.experiment.stages) - 1, (0,) * len(self.experiment.matrix.axes))
-        self._check({}, [], proposed=True)
+        """A plan without combinations yet. Some are tried out, so that it is found now if none can be planned: the
+        first value of every dimension, and every other value with the first ones of the others."""
+        known = {name: labels(axis) for name, axis in self.experiment.matrix.axes.items()}
+        choices: dict[Choice, None] = {}
+        for i, values in enumerate(known.values()):
+            choices |= {tuple(j if k == i else 0 for k in range(len(known))): None for j in range(len(values))}
+        seeded = {name for name, axis in self.experiment.matrix.axes.items() if axis.seeds is not None}
+        tried = []
+        for choice in choices:
+            named = {a: values[j] for (a, values), j in zip(known.items(), choice, strict=True) if a not in seeded}
+            tried.append(Cell(choice, named))
+        plan = self.plan(tried, proposed=True)
+        if not plan.combinations:
+            raise PlanError(
+                f"{self.document.path}: {_summary({d.name: d.reasons for d in plan.dropped})}\n"
+                "No trial of the search can be planned. Mend the above, or change `search.space` or `matrix.axes`."
+            )
         return Plan.model_construct(experiment=self.experiment.name, stages={}, combinations=(), dropped=())
 
     def plan(self, chosen: Iterable[Cell], *, proposed: bool = False) -> Plan:
@@ -134,9 +149,7 @@ class _Planner:
             if isinstance(error, UnknownModelError) or baseline.args:
                 raise PlanError(f"{self.document.path}: `measurement.baseline`: {error}") from error
 
-    def _check(
-        self, refused: dict[str, tuple[str, ...]], combinations: list[Combination], *, proposed: bool
-    ) -> None:
+    def _check(self, refused: dict[str, tuple[str, ...]], combinations: list[Combination], *, proposed: bool) -> None:
         """Stop at what cannot be planned."""
         any_left = bool(combinations)
         path = self.document.path

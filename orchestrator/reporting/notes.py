@@ -29,8 +29,8 @@ def notes(comparison: Comparison, plan: Plan) -> Iterable[str]:
     stopped = [r for r in comparison.rows if r.status == "stopped"]
     if stopped:
         yield (
-            f"{len(stopped)} of {len(comparison.rows)} combinations were stopped early by the search; each says on what "
-            "evidence."
+            f"{len(stopped)} of {len(comparison.rows)} combinations were stopped early by the search; each says on "
+            "what evidence."
         )
     if short:
         yield f"{len(short)} of {len(comparison.rows)} combinations rest on fewer seeds than planned."

@@ -101,13 +101,14 @@ def searched(document: SpecDocument, journal: Journal) -> Searched:
 
 
 def as_matrix(document: SpecDocument, trials: Sequence[Trial]) -> SpecDocument:
-    """The spec with an axis for each path of the space, whose values are those of the trials."""
+    """The spec with an axis for each path of the space, whose values are those of the trials; before there are any,
+    the ends of the ranges."""
     experiment = document.experiment
     assert experiment.search is not None, "the spec has a search"
     added: dict[str, Axis] = {}
     for name, path in experiment.search.names(list(experiment.matrix.axes)).items():
         found: dict[str, JsonValue] = {label(trial.values[name]): trial.values[name] for trial in trials}
-        values = list(found.values()) or experiment.search.space[path].extremes()[:1]
+        values = list(found.values()) or experiment.search.space[path].extremes()
         added[name] = Axis(path=path, values=values)
     matrix = experiment.matrix.model_copy(update={"axes": {**experiment.matrix.axes, **added}})
     return replace(document, experiment=experiment.model_copy(update={"matrix": matrix}))

@@ -6,11 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from cluster.token import show_token
-
-show_token(starting=True)
-
 from cluster.local import LocalStore
+from cluster.token import show_token
 from orchestrator.execution import driver
 from orchestrator.execution.events import Event, StageStopped
 from orchestrator.search.control import SearchControl
@@ -21,6 +18,7 @@ from tests.execution import fake_search
 
 
 def main(spec: Path, root: Path) -> None:
+    show_token(starting=True)
     document, store = load(spec, resolver=registry.resolver), LocalStore(root)
     store.prepare()
     control = SearchControl(document, store)

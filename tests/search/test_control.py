@@ -175,7 +175,7 @@ def test_a_journal_that_does_not_fit(searching, tmp_path):
     store.delete(f"{journal._folder}/trials/00001")
     journal.propose(1, {"lr": 0.5, "r": 1})
     found = searching({**OPTUNA, "trials": 6})
-    with pytest.raises(StoreError, match="trial 1 of the search was .*Delete `searches/"):
+    with pytest.raises(StoreError, match=r"trial 1 of the search was .*Delete `searches/"):
         run(found, tmp_path, order=6)
 
 
@@ -273,7 +273,7 @@ def test_excluded_trials_are_impossible(searching, tmp_path):
 def test_no_trial_left(searching):
     matrix = {"axes": {"smooth": {"path": "stages.student.training.label_smoothing", "values": [0.1]}}}
     found = searching({"algorithm": "random", "trials": 2}, matrix={**matrix, "exclude": [{"smooth": 0.1}]})
-    with pytest.raises(PlanError, match=r"no trial .*\n.*`matrix.exclude`"):
+    with pytest.raises(PlanError, match=r"(?s)`matrix.exclude` leaves it out.*No trial"):
         SearchControl(*found)
 
 

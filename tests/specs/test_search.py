@@ -56,7 +56,13 @@ MISTAKES = [
     ("{int: [0, 4]}", "{}", 20, R, "exactly one of"),
     ("values: [0.0, 0.1]", "values: [0.0, 1.5]", 21, None, "must be less than 1"),
     ("values: [0.0, 0.1]", "values: [0.1, 0.1]", 21, None, "occurs twice"),
-    ("stages.student.training.label_smoothing: {values: [0.0, 0.1]}", "name: {values: [a]}", 21, None, "is the same for"),
+    (
+        "stages.student.training.label_smoothing: {values: [0.0, 0.1]}",
+        "name: {values: [a]}",
+        21,
+        None,
+        "is the same for",
+    ),
     ("stages.student.training.label_smoothing", "stages.1.training.optimizer.lr", 21, None, "is the same place as"),
     ("metric: macs", "metric: mac", 22, "search.objectives.1.metric", "did you mean `macs`"),
     ("metric: macs", "metric: teacher_share", 22, "search.objectives.1.metric", "is no goal"),
@@ -68,8 +74,20 @@ MISTAKES = [
     ("grace_epochs: 2", "grace_epochs: 9", 23, "search.scheduler.asha.grace_epochs", "trains 9 epochs"),
     ("grace_epochs: 2", "reduction_factor: 1", 23, "search.scheduler.asha.reduction_factor", "greater than 1"),
     ("training.label_smoothing: {values: [0.0, 0.1]}", "training.epochs: {values: [3]}", 21, None, "at the same epoch"),
-    ("soft: [{name: response}]}}", "soft: []}}\n    seed: {seeds: [0, 1]}", 24, "search.scheduler", "axis `seed` repeats"),
-    ("  scheduler: {asha: {grace_epochs: 2}}", "  stop_dominated: true", 23, "search.stop_dominated", "spread over seeds"),
+    (
+        "soft: [{name: response}]}}",
+        "soft: []}}\n    seed: {seeds: [0, 1]}",
+        24,
+        "search.scheduler",
+        "axis `seed` repeats",
+    ),
+    (
+        "  scheduler: {asha: {grace_epochs: 2}}",
+        "  stop_dominated: true",
+        23,
+        "search.stop_dominated",
+        "spread over seeds",
+    ),
     ("search:", "  include: [{distill: soft}]\nsearch:", 15, "matrix.include", "are proposed"),
 ]
 
