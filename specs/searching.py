@@ -8,6 +8,7 @@ from typing import Any
 
 from specs.assign import NoSuchPath, resolve, value_at
 from specs.experiment import Experiment
+from specs.labels import label
 from specs.problems import Locate, Problem, SpecPath, dotted, listed, problem_at
 from specs.references import assigned_problems
 from specs.strategy import Resolver
@@ -26,7 +27,7 @@ def space_problems(data: Mapping[str, Any], resolver: Resolver, locate: Locate) 
         for kind in ("values", "uniform", "loguniform", "int"):
             values = value_at(dimension, (kind,))
             for i, value in enumerate(values if isinstance(values, list) else ()):
-                if value in values[:i]:
+                if label(value) in map(label, values[:i]):
                     yield problem_at(locate((*here, kind, i)), (*here, kind, i), "occurs twice", way_out="Remove it.")
                 places = {path: (here, (*here, kind, i))}
                 problems = list(assigned_problems(base, {path: value}, places, resolver, locate))

@@ -47,7 +47,7 @@ class Searched:
 
     def names(self) -> dict[int, str]:
         """Number of each trial → name of its combination."""
-        named = {}
+        named: dict[int, str] = {}
         for cell, numbers in self._numbered():
             named |= dict.fromkeys(numbers, cell.name)
         return dict(sorted(named.items()))
