@@ -24,6 +24,8 @@ def space_problems(data: Mapping[str, Any], resolver: Resolver, locate: Locate) 
     space = value_at(data, ("search", "space"))
     for path, dimension in space.items() if isinstance(space, Mapping) else ():
         here: SpecPath = ("search", "space", path)
+        if not isinstance(path, str):
+            continue  # its own problem
         for kind in ("values", "uniform", "loguniform", "int"):
             values = value_at(dimension, (kind,))
             for i, value in enumerate(values if isinstance(values, list) else ()):
