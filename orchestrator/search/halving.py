@@ -72,8 +72,9 @@ def evidence(rung: Rung, spec: AshaSpec, epochs: int) -> str:
     """Why a trial was stopped, for people."""
     assert rung.cutoff is not None, "the first trial at an epoch goes on"
     share = _SHARES.get(spec.reduction_factor, f"{100 / spec.reduction_factor:.0f} %")
+    digits = next((n for n in range(1, 6) if f"{rung.top1:.{n}f}" != f"{rung.cutoff:.{n}f}"), 6)
     others = f"{rung.others} trial{'s' if rung.others > 1 else ''}"
     return (
-        f"stopped after epoch {rung.epoch} of {epochs}: top-1 {rung.top1:.1f} % < {rung.cutoff:.1f} %, which the best "
-        f"{share} of {others} had reached there"
+        f"stopped after epoch {rung.epoch} of {epochs}: top-1 {rung.top1:.{digits}f} % < {rung.cutoff:.{digits}f} %, "
+        f"which the best {share} of {others} had reached there"
     )

@@ -19,7 +19,7 @@ from orchestrator.training.interface import Progress, StageInterrupted, StageIO,
 from specs.metrics import row
 
 RUNNERS = Runners("tests.execution.fake_search:train", "tests.execution.fake_search:measure")
-SECONDS_AN_EPOCH = 0.15
+SECONDS_AN_EPOCH = 0.3
 
 
 def tokens(stage: TrainStage) -> int:

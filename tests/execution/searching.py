@@ -1,8 +1,10 @@
-"""A search on a cluster of its own, that a test can kill: prints `stepping` once trials train, and how it ended."""
+"""A search on a cluster of its own; prints how it ended, or kills itself while its first trials train (`--die`)."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from strategies import registry
 from tests.execution import fake_search
 
 
-def main(spec: Path, root: Path) -> None:
+def main(spec: Path, root: Path, die: bool) -> None:
     show_token(starting=True)
     document, store = load(spec, resolver=registry.resolver), LocalStore(root)
     store.prepare()
@@ -25,8 +27,8 @@ def main(spec: Path, root: Path) -> None:
     stopped: list[str] = []
 
     def show(event: Event) -> None:
-        if isinstance(event, Progress) and event.epoch == 2:
-            print("stepping", flush=True)
+        if die and isinstance(event, Progress) and event.epoch >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
         if isinstance(event, StageStopped):
             stopped.append(event.stage)
 
@@ -55,4 +57,4 @@ def main(spec: Path, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), die="--die" in sys.argv)

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.local import LocalStore
+
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = {
     "name": "searched",
@@ -37,12 +39,12 @@ SPEC = {
 }
 
 
-def searching(folder: Path) -> subprocess.Popen[str]:
+def searching(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     root = folder / "artefacts"
     spec = folder / "spec.yaml"
     spec.write_text(yaml.safe_dump({**SPEC, "storage": {"root": str(root)}}, sort_keys=False), encoding="utf-8")
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.execution.searching", str(spec), str(root)],
+        [sys.executable, "-m", "tests.execution.searching", str(spec), str(root), *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -53,11 +55,8 @@ def searching(folder: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.ray
 def test_a_search_is_killed_and_goes_on(tmp_path: Path) -> None:
-    first = searching(tmp_path)
-    assert first.stdout is not None
-    assert first.stdout.readline().strip() == "stepping"
-    first.kill()
-    first.wait()
+    first = searching(tmp_path, "--die")
+    assert first.wait(timeout=140) == -signal.SIGKILL
     with contextlib.suppress(ProcessLookupError):
         os.killpg(first.pid, signal.SIGKILL)  # what Ray would take some seconds to notice
 
@@ -70,12 +69,15 @@ def test_a_search_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert len(ended["trials"]) <= 6
     assert set(ended["evidence"]) <= set(ended["trials"])
     assert all("which the best half of" in text for text in ended["evidence"].values())
-    assert len(ended["finished"]) == 2 * (len(ended["trials"]) - len(ended["evidence"])), "training and measurement"
+    store = LocalStore(tmp_path / "artefacts")
+    committed = [name.rsplit("/", 1)[1] for name in store.names("stages")]
+    assert len(committed) == 2 * (len(ended["trials"]) - len(ended["evidence"])), "training and measurement"
+    assert len(list(store.names("searches"))) >= 12, "six proposals, six verdicts"
 
     ran = re.findall(r"ran (\w+) from (\d+) in \d+", (tmp_path / "ran.txt").read_text())
     starts: dict[str, list[int]] = {}
     for digest, epoch in ran:
         starts.setdefault(digest, []).append(int(epoch))
-    assert all(epochs[0] == 0 and len(epochs) <= 2 for epochs in starts.values())
-    assert any(len(epochs) == 2 and epochs[1] > 0 for epochs in starts.values()), "the killed one went on"
+    assert all(epochs[0] == 0 and len(epochs) <= 2 and 0 not in epochs[1:] for epochs in starts.values())
+    assert any(len(epochs) == 2 for epochs in starts.values()), "what was killed went on from where it was"
     assert len(starts) == len(ended["trials"])

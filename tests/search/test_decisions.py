@@ -34,6 +34,8 @@ def test_asha_by_hand() -> None:
     assert evidence(worse, asha, 10) == (
         "stopped after epoch 1 of 10: top-1 20.0 % < 30.0 %, which the best third of 1 trial had reached there"
     )
+    close = worse.model_copy(update={"top1": 29.996})
+    assert "top-1 29.996 % < 30.000 %" in evidence(close, asha, 10), "a comparison that reads as one"
     third = halving.judge(2, 1, 26.0)  # of 20 and 30, two thirds of the way: 26.67
     assert third is not None
     assert (third.goes_on, round(third.cutoff or 0, 2), third.others) == (False, 26.67, 2)
