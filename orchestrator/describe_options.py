@@ -66,6 +66,8 @@ def as_yaml(value: Any) -> str:
     """A value as YAML writes it in one line."""
     if isinstance(value, str):
         return value or '""'
+    if isinstance(value, BaseModel):
+        return as_yaml(value.model_dump(exclude_defaults=True))
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {as_yaml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -96,6 +98,4 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
-    if isinstance(value, BaseModel):
-        return as_yaml(value.model_dump(exclude_defaults=True))
     return as_yaml(value)

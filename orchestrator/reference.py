@@ -23,6 +23,7 @@ from specs.matrix import Axis, MatrixSpec
 from specs.measurement import MeasurementSpec
 from specs.model import FurtherTeacherSpec, InitSpec, ModelSpec, StoredSpec, TeacherSpec
 from specs.resources import ElasticWorkers, ResourcesSpec
+from specs.search import AshaSpec, Dimension, Objective, SchedulerSpec, SearchSpec
 from specs.training import AugmentationSpec, OptimizerSpec, ScheduleSpec, TrainingSpec
 from strategies import registry
 
@@ -70,6 +71,11 @@ SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
         (TrainingSpec, OptimizerSpec, ScheduleSpec, AugmentationSpec),
     ),
     ("Matrix", "`matrix`: what is compared.", (MatrixSpec, Axis)),
+    (
+        "Search",
+        "`search`: combinations that are proposed instead of written out; see `docs/search.md`.",
+        (SearchSpec, Dimension, Objective, SchedulerSpec, AshaSpec),
+    ),
     ("Measurement", "`measurement`.", (MeasurementSpec,)),
     ("Resources", "`resources`.", (ResourcesSpec, ElasticWorkers)),
     (

@@ -7,7 +7,6 @@ import hashlib
 import json
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from cluster.storage import ArtifactStore
+from cluster.token import show_token
 from orchestrator.clusters import address_of
 from orchestrator.errors import Interrupted, PlanError, StageFailed, StoreError
 from orchestrator.execution import driver
-from orchestrator.execution.events import Event, RunStarted
+from orchestrator.execution.events import Event, PlanGrew, RunStarted
 from orchestrator.execution.interrupt import StopOnSignal
 from orchestrator.execution.live import excluded_text, make_view
+from orchestrator.execution.steering import Steering
 from orchestrator.planning import failed
 from orchestrator.planning.describe import as_text
 from orchestrator.planning.feasible import cannot_start
@@ -32,7 +33,7 @@ from orchestrator.planning.stored import no_room
 from orchestrator.reporting.mark import RecordMark
 from orchestrator.reporting.record import fingerprint
 from orchestrator.reporting.table import WIDE
-from orchestrator.storage import open_store
+from orchestrator.storage import commit_texts, open_store
 from specs.experiment import Experiment
 from specs.load import load
 from strategies import registry
@@ -66,38 +67,53 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     plan, experiment = make_plan(document), document.experiment
     address = address or address_of(experiment)
     store = open_store(experiment.storage)
+    control = None
+    if experiment.search is not None:
+        from orchestrator.search.control import SearchControl
+
+        _prepare(store)
+        show_token(starting=address is None)  # proposing loads Ray
+        control = SearchControl(document, store)
+        plan = control.plan
     # A file or a pipe has no width: there the table keeps all of its columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
-    missing = to_run(plan, finished(plan, store))
+    missing = to_run(plan, finished(plan, store)) if control is None else control.wanted()
     obstacles = cannot_start(plan, missing, experiment.resources)
     if obstacles:
         raise PlanError(f"{spec} cannot run:\n" + "\n".join(f"  - {reason}" for reason in obstacles))
     for reason in no_room(plan, missing, store):
         raise StoreError(reason)
-    try:
-        store.prepare()
-    except OSError as error:
-        raise StoreError(str(error)) from error
-
+    _prepare(store)
     _show_plan(plan, experiment, console)
     console.print(f"MLflow  {experiment.tracking.uri}\nStore   {store.location}", soft_wrap=True)
     record = RecordMark(plan, experiment, store)
-    if missing:
+    open_search = control is not None and not control.exhausted
+    if missing or open_search:
         record.invalidate()
     tracker = None if record.complete() else _tracker(plan, experiment, store, console)
     summary = driver.RunSummary()
     recorded = tracker is None
+    kept = ""
 
     def on_event(event: Event) -> None:
+        nonlocal kept
         if isinstance(event, RunStarted):  # a run that is refused leaves the plan before it the newest
-            commit_plan(plan, experiment, store)
+            kept = commit_plan(plan, experiment, store)
+        elif isinstance(event, PlanGrew):  # whoever asks by name, `gc` too, is to know of every trial
+            shorter, kept = kept, commit_plan(event.plan, experiment, store)
+            if shorter != kept:
+                store.delete(shorter)
         if tracker is not None:
             tracker.on_event(event)
 
     try:
-        if missing:
-            summary = watched(plan, experiment, store, address, plain, console, on_event)
+        if missing or open_search:
+            summary = watched(plan, experiment, store, address, plain, console, on_event, control)
         else:
+            commit_plan(plan, experiment, store)
+        if control is not None:
+            plan = control.plan
+            record = RecordMark(plan, experiment, store)
             commit_plan(plan, experiment, store)
         if not summary.interrupted:
             report, shown = _show_comparison(plan, experiment, store, summary, console)
@@ -122,24 +138,41 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     raise_if_unfinished(plan, summary)
 
 
-def commit_plan(plan: Plan, experiment: Experiment, store: ArtifactStore) -> None:
+def _prepare(store: ArtifactStore) -> None:
+    """Make the store, or refuse.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    try:
+        store.prepare()
+    except OSError as error:
+        raise StoreError(str(error)) from error
+
+
+def commit_plan(plan: Plan, experiment: Experiment, store: ArtifactStore) -> str:
     """Keep plan and resolved spec in the store, so that results can be found by the experiment's name.
 
     The artefact is `plans/<experiment>/<UTC time>-<digest>`; repeating the latest run adds none.
 
     Raises:
         StoreError: if the store cannot be written.
+
+    Returns:
+        The artefact's name.
     """
     files = {"plan.json": plan.model_dump_json(indent=1), "experiment.json": experiment.model_dump_json(indent=1)}
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
     earlier = list(store.names(f"plans/{plan.experiment}"))
     if earlier and earlier[-1].endswith(f"-{digest}"):
-        return
+        return earlier[-1]
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    name = f"plans/{plan.experiment}/{now}-{digest}"
     try:
-        _commit(store, f"plans/{plan.experiment}/{now}-{digest}", files)
+        commit_texts(store, name, files)
     except OSError as error:
         raise StoreError(f"the plan cannot be kept in the store `{store.location}`: {error}") from error
+    return name
 
 
 def watched(
@@ -150,6 +183,7 @@ def watched(
     plain: bool,
     console: Console,
     on_event: Callable[[Event], None] = lambda event: None,
+    steering: Steering | None = None,
 ) -> driver.RunSummary:
     """Run the missing stages under a person's eyes; `on_event` is told everything too."""
     view = make_view(plan, console, plain=plain)
@@ -159,7 +193,9 @@ def watched(
         on_event(event)
 
     with StopOnSignal(on_first=view.stopping) as stop, view:
-        return driver.run(plan, experiment, store=store, address=address, on_event=tell, should_stop=stop)
+        return driver.run(
+            plan, experiment, store=store, address=address, on_event=tell, should_stop=stop, steering=steering
+        )
 
 
 def _tracker(plan: Plan, experiment: Experiment, store: ArtifactStore, console: Console) -> Tracker:
@@ -218,12 +254,3 @@ def raise_if_unfinished(plan: Plan, summary: driver.RunSummary) -> None:
             f"{reasons}\nRun the same command to try them again"
             + (f". Ray's logs are in {summary.logs}" if summary.logs else "")
         )
-
-
-def _commit(store: ArtifactStore, name: str, files: dict[str, str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="slimvit-") as scratch:
-        folder = Path(scratch) / "artefact"
-        folder.mkdir()
-        for file, text in files.items():
-            (folder / file).write_text(text, encoding="utf-8")
-        store.commit(name, folder)

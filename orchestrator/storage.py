@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.local import LocalStore
@@ -31,6 +33,21 @@ def open_store(place: StorageSpec | Path | str) -> ArtifactStore:
     except (OSError, ValueError) as error:
         raise StoreError(str(error)) from error
     return store
+
+
+def commit_texts(store: ArtifactStore, name: str, files: Mapping[str, str]) -> None:
+    """Commit an artefact of small text files (name → content).
+
+    Raises:
+        FileExistsError: if there is one of this name with other content.
+        OSError: if the store cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="slimvit-") as scratch:
+        folder = Path(scratch) / "artefact"
+        folder.mkdir()
+        for file, text in files.items():
+            (folder / file).write_text(text, encoding="utf-8")
+        store.commit(name, folder)
 
 
 def _store(spec: StorageSpec) -> ArtifactStore:

@@ -14,6 +14,7 @@ from specs.matrix import MatrixSpec
 from specs.measurement import MeasurementSpec
 from specs.model import InitSpec, ModelSpec, TeacherSpec
 from specs.resources import ResourcesSpec
+from specs.search import SearchSpec
 from specs.strategy import AnyStrategy
 from specs.training import TrainingSpec
 
@@ -116,6 +117,9 @@ class Experiment(SpecModel):
 
     matrix: MatrixSpec = Field(default_factory=MatrixSpec)
     """Combinations to compare."""
+
+    search: SearchSpec | None = None
+    """Search over hyper-parameters and options, in place of a matrix that is written out; `null` = none."""
 
     seed: NonNegativeInt = 0
     """Seed of every stage that has none."""

@@ -18,6 +18,7 @@ from specs.extends import read_merged
 from specs.problems import Locate, Location, Problem, SpecPath, SpecProblems
 from specs.references import assignment_problems, label_problems, stage_problems
 from specs.schema import json_schema
+from specs.searching import search_problems, space_problems
 from specs.strategy import Resolver
 from specs.validation import parse
 from specs.yaml_source import Node, find, parse_value, plain
@@ -88,6 +89,8 @@ def validate(data: Mapping[str, Any], resolver: Resolver, locate: Locate) -> Exp
     problems += stages
     problems += label_problems(data, locate)
     problems += assignment_problems(data, resolver, locate)
+    problems += space_problems(data, resolver, locate)
+    problems += search_problems(experiment, locate) if experiment is not None else ()
     if problems or experiment is None:
         raise SpecProblems(problems)
     return experiment

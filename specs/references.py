@@ -16,7 +16,7 @@ from specs.strategy import Resolver
 from specs.translate import UNKNOWN_KEY
 from specs.validation import parse
 
-FIXED = ("name", "description", "matrix", "resources", "storage", "tracking")
+FIXED = ("name", "description", "matrix", "resources", "search", "storage", "tracking")
 """Parts of a spec that are the same for all combinations, so that no axis can assign to them."""
 
 
@@ -117,17 +117,17 @@ def assignment_problems(data: Mapping[str, Any], resolver: Resolver, locate: Loc
         if isinstance(path, str) and isinstance(values, list):
             for i, value in enumerate(values):
                 places = {path: ((*here, "path"), (*here, "values", i))}
-                problems = list(_assigned_problems(base, {path: value}, places, resolver, locate))
+                problems = list(assigned_problems(base, {path: value}, places, resolver, locate))
                 yield from problems
                 if any(problem.path == dotted((*here, "path")) for problem in problems):
                     break
         for row, assignments in _mapping(value_at(axis, ("set",))).items():
             wanted = dict(_mapping(assignments))
             places = {path: ((*here, "set", row, path),) * 2 for path in wanted}
-            yield from _assigned_problems(base, wanted, places, resolver, locate)
+            yield from assigned_problems(base, wanted, places, resolver, locate)
 
 
-def _assigned_problems(
+def assigned_problems(
     base: Mapping[str, Any],
     assignments: Mapping[str, Any],
     places: Mapping[str, tuple[SpecPath, SpecPath]],

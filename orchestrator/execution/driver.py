@@ -24,6 +24,7 @@ from orchestrator.execution.events import (
     LaneUp,
     NodeExcluded,
     NoRoom,
+    PlanGrew,
     RunStarted,
     StageFailed,
     StageFinished,
@@ -31,11 +32,13 @@ from orchestrator.execution.events import (
     StageRetried,
     StageSkipped,
     StageStarted,
+    StageStopped,
 )
 from orchestrator.execution.failures import Budgets
 from orchestrator.execution.lane import LaneSpec, Runners
 from orchestrator.execution.lanes import Lanes
 from orchestrator.execution.queue import QueueState, StageQueue
+from orchestrator.execution.steering import Steering
 from orchestrator.planning import status
 from orchestrator.planning.failed import FailureNotes
 from orchestrator.planning.feasible import worker_counts
@@ -71,6 +74,8 @@ class RunSummary:
     """Digest → reason."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Digest → digest of the failed stage that it needs."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Digest of a stage that a search gave up → on what evidence."""
     interrupted: bool = False
     """Whether it was stopped before everything was settled; another run goes on."""
     excluded: dict[str, str] = field(default_factory=dict)
@@ -90,6 +95,7 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     runners: Runners = Runners(),  # noqa: B008 - frozen
     num_cpus: int | None = None,
+    steering: Steering | None = None,
 ) -> RunSummary:
     """Run all stages that are not in the store yet. Loads Ray only if there are any.
 
@@ -102,6 +108,7 @@ def run(
         should_stop: asked four times a second; once true, stages save their progress and the run ends.
         runners: what runs a stage.
         num_cpus: CPU cores of a cluster that is started here; `None` = those this process may use.
+        steering: adds stages to the plan while it runs, and gives some up; `None` = the plan stays as it is.
 
     Raises:
         ResourceError: if the cluster is unreachable, or does not have what `resources` or the
@@ -109,10 +116,10 @@ def run(
     """
     began = time.monotonic()
     finished = status.finished(plan, store)
-    missing = status.to_run(plan, finished)
+    missing = status.to_run(plan, finished) if steering is None else steering.wanted()
     to_run = {digest: stage for digest, stage in plan.stages.items() if digest in missing}
     summary = RunSummary(done_before=[digest for digest in plan.stages if digest in finished])
-    if not to_run:
+    if not to_run and (steering is None or steering.exhausted):
         on_event(RunStarted((), tuple(summary.done_before), lanes=0, dashboard_url=None))
         summary.seconds = time.monotonic() - began
         return summary
@@ -124,12 +131,14 @@ def run(
             if offered is not None and all(stage.alone for stage in to_run.values()):
                 check_measurements(to_run.values(), offered)
             counts = worker_counts(plan, to_run, experiment.resources)
-            parallel = _parallel_stages(to_run)
+            parallel = max(_parallel_stages(to_run), 1 if steering is None else steering.side_by_side)
             admission = admit(experiment.resources, found, stages=parallel, growth=growth, counts=counts)
             if offered is not None:
                 check_measurements(to_run.values(), offered)
             on_event(RunStarted(tuple(to_run), tuple(summary.done_before), admission.lanes, cluster.dashboard_url))
-            begun = _Run(plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary)
+            begun = _Run(
+                plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary, steering
+            )
             try:
                 begun.watch()
             finally:
@@ -155,19 +164,23 @@ class _Run:
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
         summary: RunSummary,
+        steering: Steering | None,
     ) -> None:
         self._resources, self._cluster, self._admission = experiment.resources, cluster, admission
         self._on_event, self._should_stop, self._summary = on_event, should_stop, summary
-        self._plan, self._store, self._notes = plan, store, FailureNotes(store, to_run)
+        self._plan, self._store, self._notes = plan, store, FailureNotes(store)
+        self._steering = steering
+        self._handed_out = set(to_run)
+        """Stages that the queue was given to run."""
         minutes = experiment.resources.stage_deadline_minutes
         deadline_s = None if minutes is None else minutes * 60
         self._queue = _queue_actor(
-            plan.stages,
-            [digest for digest in plan.stages if digest not in to_run],
+            *_to_queue(plan, to_run),
             num_lanes=admission.lanes,
             budgets=Budgets(self._resources.max_retries, self._resources.max_preemptions),
             deadline_s=deadline_s,
             store=store,
+            open_ended=steering is not None,
         )
         # Ray Train insists on a folder that all its nodes see, though nothing of ours goes there.
         self._folder = str(cluster.folder / "train") if cluster.started else store.scratch()
@@ -204,7 +217,8 @@ class _Run:
             state = self._poll()
             for worker in state.stuck:
                 ray.kill(worker)
-            if not state.unsettled:
+            changed = stop_at is None and self._steer(state)
+            if not state.unsettled and not changed and (self._steering is None or self._steering.exhausted):
                 break
             if stop_at is None and self._should_stop():
                 ray.get(self._queue.stop.remote())
@@ -217,6 +231,7 @@ class _Run:
                 self._lanes.start_wanted(state)
                 self._mind_room(state)
             time.sleep(_POLL_S)
+        ray.get(self._queue.seal.remote())
         self._end(state, patience_s=_END_PATIENCE_S if stop_at is None else 3.0)
         if self._cluster.started and self._deaths and self._summary.failed:
             self._cluster.keep_folder = True
@@ -236,7 +251,8 @@ class _Run:
         import ray
 
         state = cast(QueueState, ray.get(self._queue.poll.remote()))
-        for event in map(_redacted, state.events):
+        state = dataclasses.replace(state, events=tuple(map(_redacted, state.events)))
+        for event in state.events:
             if isinstance(event, LaneUp):
                 self._barren = 0
             elif isinstance(event, StageStarted):
@@ -251,10 +267,28 @@ class _Run:
                 self._notes.put(event.stage, self._plan.stages[event.stage].label, event.reason)
             elif isinstance(event, StageSkipped):
                 self._summary.skipped[event.stage] = event.because_of
+            elif isinstance(event, StageStopped):
+                self._summary.stopped[event.stage] = event.reason
             elif isinstance(event, NodeExcluded):
                 self._summary.excluded[event.node] = event.reason
             self._on_event(event)
         return state
+
+    def _steer(self, state: QueueState) -> bool:
+        """Do what the search says; whether it said something."""
+        import ray
+
+        change = None if self._steering is None else self._steering.step(state.events)
+        if change is None:
+            return False
+        self._plan = change.plan
+        new = [d for d in change.plan.stages if d in change.wanted and d not in self._handed_out]
+        self._handed_out |= set(new)
+        self._on_event(PlanGrew(change.plan, tuple(new)))
+        ray.get(self._queue.add.remote(*_to_queue(change.plan, change.wanted)))
+        if change.given_up:
+            ray.get(self._queue.give_up.remote(change.given_up))
+        return True
 
     def _look(self, state: QueueState) -> None:
         """Tell the queue where lanes could go now, and have a lane grow that could be larger."""
@@ -305,6 +339,13 @@ class _Run:
         while len(self._lanes) and time.monotonic() < until:
             time.sleep(0.05)
             self._reap(state)
+
+
+def _to_queue(plan: Plan, to_run: Collection[str]) -> tuple[dict[str, Stage], list[str]]:
+    """The stages to run and those that they read, parents first; and the digests of the latter, which are finished."""
+    needed = {*to_run, *(parent for digest in to_run for parent in plan.stages[digest].parents)}
+    stages = {digest: stage for digest, stage in plan.stages.items() if digest in needed}
+    return stages, [digest for digest in stages if digest not in to_run]
 
 
 class _LeasedQueue(StageQueue):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.execution.failures import Kind
+from orchestrator.planning.plan import Plan
 from orchestrator.training.interface import Progress
 
 
@@ -139,6 +140,24 @@ class StoreSilent:
     reason: str
 
 
+@dataclass(frozen=True)
+class StageStopped:
+    """A stage was given up, because every combination that needs it was."""
+
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlanGrew:
+    """A search has proposed more combinations, or given some up."""
+
+    plan: Plan
+    """Holds everything that the plan before it held."""
+    to_run: tuple[str, ...]
+    """Digests of the stages that are to run besides those before."""
+
+
 Event = (
     RunStarted
     | LaneUp
@@ -153,5 +172,7 @@ Event = (
     | StageSkipped
     | StageElsewhere
     | StageFound
+    | StageStopped
+    | PlanGrew
     | Progress
 )

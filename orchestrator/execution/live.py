@@ -20,6 +20,7 @@ from orchestrator.execution.events import (
     LaneUp,
     NodeExcluded,
     NoRoom,
+    PlanGrew,
     RunStarted,
     StageElsewhere,
     StageFailed,
@@ -28,6 +29,7 @@ from orchestrator.execution.events import (
     StageRetried,
     StageSkipped,
     StageStarted,
+    StageStopped,
     StoreSilent,
 )
 from orchestrator.planning.plan import Plan
@@ -126,7 +128,7 @@ class _State:
         self.began = time.monotonic()
         self.running: dict[str, StageProgress] = {}
         self.elsewhere: dict[str, StageElsewhere] = {}
-        self.total = self.done_before = self.finished = self.failed = self.skipped = 0
+        self.total = self.done_before = self.finished = self.failed = self.skipped = self.stopped = 0
 
     def label(self, digest: str) -> str:
         return self.plan.stages[digest].label
@@ -155,6 +157,12 @@ class _State:
             self.failed += 1
         elif isinstance(event, StageSkipped):
             self.skipped += 1
+        elif isinstance(event, StageStopped):
+            self.running.pop(event.stage, None)
+            self.stopped += 1
+        elif isinstance(event, PlanGrew):
+            self.plan = event.plan
+            self.total += len(event.to_run)
 
 
 class PlainView:
@@ -218,6 +226,10 @@ class PlainView:
             return f"no new stage can begin: {event.reason}"
         if isinstance(event, StageSkipped):
             return f"{state.label(event.stage)}: skipped, because {state.label(event.because_of)} failed"
+        if isinstance(event, StageStopped):
+            return f"{state.label(event.stage)}: given up: {event.reason}"
+        if isinstance(event, PlanGrew) and (search := event.plan.search) is not None and event.to_run:
+            return f"search: {search.proposed} of {search.num_trials} trials proposed, {search.judged} judged"
         return None
 
     def _progress(self, event: Progress) -> None:
@@ -287,6 +299,8 @@ class LiveView:
             self._say(f"[yellow]waiting[/] no new stage can begin: {escape(event.reason)}")
         elif isinstance(event, StageFailed):
             self._say(f"[red]failed[/] {escape(label(event.stage))}: {escape(event.reason)}")
+        elif isinstance(event, StageStopped):
+            self._say(f"[yellow]given up[/] {escape(label(event.stage))}: {escape(event.reason)}")
 
     def _say(self, markup: str) -> None:
         self._console.print(markup, highlight=False)
@@ -310,6 +324,8 @@ class LiveView:
             counts += f", {state.done_before} done before"
         if state.failed:
             counts += f", {state.failed} failed, {state.skipped} skipped"
+        if state.stopped:
+            counts += f", {state.stopped} given up"
         waiting = "" if self._lanes_up or not state.total else "  starting workers …"
         line = Text(f"{counts}  {_duration(time.monotonic() - state.began)}{waiting}")
         if self._stopping:

@@ -8,6 +8,7 @@ other runs on the same store are at, `rivals`.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class QueueState:
     busy: Mapping[int, str]
     """Lane → digest of the stage it holds."""
     unsettled: int
-    """Stages that are neither finished, failed nor skipped."""
+    """Stages that are neither finished, failed, skipped nor given up."""
     wanted: int
     """Lanes that could work right now, those that do included."""
     placed: Mapping[int, tuple[str, ...]]
@@ -75,6 +76,7 @@ class StageQueue:
         budgets: how often a stage is begun again.
         deadline_s: wall-clock limit of a stage over all its attempts in this run, in seconds.
         leases: who may compute what; `None` = this is the only run there can be.
+        open_ended: whether stages may be added; lanes then wait for them until `seal`.
         clock: seconds; a parameter for tests.
     """
 
@@ -87,10 +89,12 @@ class StageQueue:
         budgets: Budgets = Budgets(),  # noqa: B008 - frozen
         deadline_s: float | None = None,
         leases: StageLeases | None = None,
+        open_ended: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._board = Board(stages, done)
-        self._attempts = dict.fromkeys(stages, 0)
+        self._open_ended = open_ended
+        self._attempts: Counter[str] = Counter()
         self._started_at: dict[str, float] = {}
         self._steps: dict[str, int] = {}
         """Stage → furthest step that is known to be committed."""
@@ -154,7 +158,8 @@ class StageQueue:
         self._events.extend(progress)
         if self._stopping or place.leaving is not None or place.stage is None:
             return self._stopping or place.leaving is not None
-        return self._rivals.took_over(place.stage) or self._overdue_s(place.stage) > 0
+        unwanted = self._board.given_up(place.stage) or self._rivals.took_over(place.stage)
+        return unwanted or self._overdue_s(place.stage) > 0
 
     def finish(self, lane: int, group: str, digest: str, result: dict[str, Any]) -> None:
         """The stage's artefact is committed."""
@@ -201,6 +206,18 @@ class StageQueue:
             place.leaving = Failure("preempted", "a worker was told to end (SIGTERM)", place.nodes(frozenset({rank})))
 
     # What the driver calls.
+
+    def add(self, stages: Mapping[str, Stage], done: Collection[str] = ()) -> None:
+        """More stages; see `Board.add`."""
+        self._events += self._board.add(stages, done)
+
+    def give_up(self, reasons: Mapping[str, str]) -> None:
+        """Nobody needs these stages (digest → why) any more; one that runs saves its progress and ends."""
+        self._events += self._board.give_up(reasons)
+
+    def seal(self) -> None:
+        """No stages will be added any more."""
+        self._open_ended = False
 
     def stop(self) -> None:
         """Hand out nothing more, and ask everybody to save and return."""
@@ -265,9 +282,9 @@ class StageQueue:
 
     def _decide(self, digest: str, failure: Failure) -> None:
         """Do about a stage that nobody holds any more what the policy says."""
-        theirs = self._rivals.took_over(digest)
+        unwanted = self._board.given_up(digest) or self._rivals.took_over(digest)
         self._rivals.let_go(digest)
-        if theirs:
+        if unwanted:
             return
         decision = decide(digest, failure, self._history, self._budgets, self._room)
         self._history.append(Incident(digest, failure.kind, failure.nodes))
@@ -282,7 +299,7 @@ class StageQueue:
     def _learn(self, event: Event) -> None:
         """Something became known of a stage at another run."""
         if isinstance(event, StageFound):
-            if self._board.settled(event.stage):
+            if self._board.settled(event.stage) and not self._board.given_up(event.stage):
                 return
             self._board.finish(event.stage)
         self._events.append(event)
@@ -345,7 +362,7 @@ class StageQueue:
 
     def _idle(self, place: Place) -> Assignment:
         held = {other.stage for other in self._lanes.values()}
-        if held.issuperset(self._board.unsettled()):
+        if not self._open_ended and held.issuperset(self._board.unsettled()):
             return place.turn(END)
         if place.idle_since is None:
             place.idle_since = self._clock()

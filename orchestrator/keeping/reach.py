@@ -27,6 +27,10 @@ class Roots:
         if kind in ("stages", "progress", "answers", "failures"):
             digest = rest.split("/")[0]
             return sorted(e for e, plans in self.plans.items() if any(digest in plan.stages for plan in plans))
+        if kind == "searches":
+            digest = rest.split("/")[0]
+            searches = {e: {p.search.digest for p in plans if p.search is not None} for e, plans in self.plans.items()}
+            return sorted(e for e, digests in searches.items() if digest in digests)
         if kind == "plans":
             experiment = rest.split("/")[0]
             return [experiment] if experiment in self.plans else []

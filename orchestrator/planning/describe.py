@@ -13,7 +13,7 @@ from rich.tree import Tree
 from cluster.storage import ArtifactStore
 from orchestrator.planning.explain import explain
 from orchestrator.planning.feasible import cannot_start
-from orchestrator.planning.plan import MeasureStage, NetworkSource, Plan, StoreStage
+from orchestrator.planning.plan import MeasureStage, NetworkSource, Plan, SearchPlan, StoreStage
 from orchestrator.planning.status import Status, statuses
 from orchestrator.planning.stored import bytes_to_write, no_room, shown_bytes, stores
 from orchestrator.storage import open_store
@@ -94,6 +94,8 @@ def _rendered(plan: Plan, experiment: Experiment) -> Group:
     store = _store(experiment)
     found = statuses(plan, store)
     parts: list[Text | Tree] = [_tree(plan, found), Text(_summary(_counts(plan, found)))]
+    if plan.search is not None:
+        parts.append(Text(_search(plan, plan.search, experiment)))
     if stores(plan, plan.stages):
         sizes = _stored_bytes(plan, found, store).items()
         size = {name: "any room" if value is None else shown_bytes(value) for name, value in sizes}
@@ -114,6 +116,22 @@ def _rendered(plan: Plan, experiment: Experiment) -> Group:
             Text(f"  {dropped.name}\n" + "\n".join(f"    - {r}" for r in dropped.reasons)) for dropped in plan.dropped
         ]
     return Group(*parts)
+
+
+def _search(plan: Plan, search: SearchPlan, experiment: Experiment) -> str:
+    """The space, how far the search is, and what it stopped on what evidence."""
+    assert experiment.search is not None, "a plan with a search comes from a spec with one"
+    goals = ", ".join(objective.metric for objective in experiment.search.objectives)
+    asks = f" for {goals}" if search.algorithm == "optuna" or experiment.search.stop_dominated else ""
+    so_far = f"{search.proposed} proposed so far, {search.judged} judged"
+    more = "; the others are proposed while it runs" if search.proposed < search.num_trials else ""
+    lines = [f"\nSearch: {search.algorithm}{asks}, {search.num_trials} trials, {so_far}{more}."]
+    width = max(len(name) for name in search.space)
+    lines += [f"  {name:{width}}  {values}" for name, values in search.space.items()]
+    if plan.stopped:
+        lines.append(f"Stopped early ({len(plan.stopped)}):")
+        lines += [f"  {name}: {evidence}" for name, evidence in plan.stopped.items()]
+    return "\n".join(lines)
 
 
 def _summary(counts: Mapping[str, int]) -> str:

@@ -20,7 +20,7 @@ def training_device(resources: ResourcesSpec) -> Literal["cpu", "cuda"]:
 
 def numerics(device: str) -> dict[str, str]:
     """Versions and device type that the numbers of a stage depend on."""
-    return {**{package: _version(package) for package in NUMERIC_PACKAGES}, "device": device}
+    return {**{package: package_version(package) for package in NUMERIC_PACKAGES}, "device": device}
 
 
 def resolved(measurement: MeasurementSpec, resources: ResourcesSpec) -> MeasurementSpec:
@@ -31,7 +31,12 @@ def resolved(measurement: MeasurementSpec, resources: ResourcesSpec) -> Measurem
 
 
 @cache
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Release of an installed package, without importing it.
+
+    Raises:
+        PlanError: if it is not installed.
+    """
     try:
         # `2.14.1+cpu` and `2.14.1+cu130` are the same release; the device type stands apart.
         return version(package).partition("+")[0]

@@ -39,7 +39,6 @@ def cells(matrix: MatrixSpec) -> Iterator[Cell]:
     known = {axis: labels(spec) for axis, spec in matrix.axes.items()}
     seeded = [axis for axis, spec in matrix.axes.items() if spec.seeds is not None]
     order = [axis for axis in axes if axis not in seeded] + seeded
-    excluded = [_wanted(entry) for entry in matrix.exclude]
     seen: set[tuple[int, ...]] = set()
 
     def cell(values: Mapping[str, int]) -> Cell:
@@ -48,7 +47,7 @@ def cells(matrix: MatrixSpec) -> Iterator[Cell]:
 
     for positions in product(*(range(len(known[axis])) for axis in order)):
         values = dict(zip(order, positions, strict=True))
-        if excluded and any(all(known[a][values[a]] == text for a, text in entry.items()) for entry in excluded):
+        if matrix.exclude and excluded(matrix, {a: known[a][values[a]] for a in axes}):
             continue
         seen.add(tuple(values[axis] for axis in axes))
         yield cell(values)
@@ -59,6 +58,11 @@ def cells(matrix: MatrixSpec) -> Iterator[Cell]:
             if added.choice not in seen:
                 seen.add(added.choice)
                 yield added
+
+
+def excluded(matrix: MatrixSpec, named: Mapping[str, str]) -> bool:
+    """Whether the matrix excludes a cell with these labels (axis → label)."""
+    return any(all(named.get(a) == label(value) for a, value in entry.items()) for entry in matrix.exclude)
 
 
 def _wanted(entry: Mapping[str, JsonValue]) -> dict[str, str]:

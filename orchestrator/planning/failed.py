@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import tempfile
-from collections.abc import Collection
-from pathlib import Path
 
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Plan
+from orchestrator.storage import commit_texts
 
 KIND = "failures"
 _FILE = "failure.json"
@@ -25,22 +23,18 @@ class FailureNotes:
 
     Args:
         store: where they are.
-        stages: digests of the stages that the run is about; notes of others are left alone.
     """
 
-    def __init__(self, store: ArtifactStore, stages: Collection[str]) -> None:
+    def __init__(self, store: ArtifactStore) -> None:
         self._store = store
-        self._noted = {name.rsplit("/", 1)[1] for name in store.names(KIND)} & set(stages)
+        self._noted = {name.rsplit("/", 1)[1] for name in store.names(KIND)}
 
     def put(self, digest: str, label: str, reason: str) -> None:
         """Note why a stage failed, in place of any earlier note."""
         note = {"label": label, "reason": reason, "at": datetime.datetime.now(datetime.UTC).isoformat()}
         self.drop(digest)
-        with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix="slimvit-") as scratch:
-            folder = Path(scratch) / "note"
-            folder.mkdir()
-            (folder / _FILE).write_text(json.dumps(note, indent=1), encoding="utf-8")
-            self._store.commit(f"{KIND}/{digest}", folder)
+        with contextlib.suppress(OSError):
+            commit_texts(self._store, f"{KIND}/{digest}", {_FILE: json.dumps(note, indent=1)})
             self._noted.add(digest)
 
     def drop(self, digest: str) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from cluster.storage import ArtifactStore
 from orchestrator.errors import PlanError
 from orchestrator.measurement.baseline import at_input_of
 from orchestrator.planning.environment import numerics, resolved, training_device
-from orchestrator.planning.expand import Cell, cells
+from orchestrator.planning.expand import Cell, cells, excluded
 from orchestrator.planning.measure_stage import measure_stage
 from orchestrator.planning.operating import OperatingPoints
-from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, Stage, TrainStage
-from orchestrator.planning.slices import Incompatible, Slices
+from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, SearchPlan, Stage, TrainStage
+from orchestrator.planning.slices import Choice, Incompatible, Slices
 from orchestrator.planning.train_stages import TrainStages
+from orchestrator.search.journal import Journal
+from orchestrator.search.matrix import Searched, dimensions, search_digest, searched, shown
+from orchestrator.storage import open_store
 from specs.data import DataSpec
+from specs.labels import labels
 from specs.load import SpecDocument
 from specs.measurement import MeasurementSpec
 from specs.model import ModelSpec
@@ -21,14 +28,44 @@ from strategies.facts import ModelFacts
 SHOWN_CONFLICTS = 20
 
 
-def make_plan(document: SpecDocument) -> Plan:
-    """Expand the matrix and merge equal stages.
+def make_plan(document: SpecDocument, store: ArtifactStore | None = None) -> Plan:
+    """Expand the matrix, or the trials of the search so far, and merge equal stages.
+
+    Args:
+        document: the spec.
+        store: where the search keeps its journal; `None` = the spec's store. Without a search nothing is read.
 
     Raises:
         PlanError: with every conflict (unless the matrix drops them) and everything else that cannot be planned.
         DataError: if the images are missing.
+        StoreError: if the journal of the search is damaged.
     """
-    return _Planner(document).plan()
+    if document.experiment.search is None:
+        return _Planner(document).plan(cells(document.experiment.matrix))
+    if store is None:
+        store = open_store(document.experiment.storage)
+    return _searched_plan(document, searched(document, Journal(store, search_digest(document))))
+
+
+def _searched_plan(document: SpecDocument, found: Searched) -> Plan:
+    """The plan of the trials so far. Trials that cannot be planned are left out: nobody chose them."""
+    search, planner = document.experiment.search, _Planner(found.document)
+    assert search is not None, "only a search has trials"
+    grid = search.algorithm == "grid"
+    plan = planner.plan(found.cells(), proposed=True) if found.trials else planner.empty()
+    if grid and not plan.combinations:
+        raise PlanError(f"{document.path}: {_summary({d.name: d.reasons for d in plan.dropped})}\nNo trial is left.")
+    names, judged = found.names(), {n: v for n, v in found.verdicts.items() if n < len(found.trials)}
+    progress = SearchPlan(
+        digest=search_digest(document),
+        algorithm=search.algorithm,
+        space={name: shown(dimension) for name, dimension in dimensions(document.experiment).items()},
+        num_trials=len(found.trials) if grid else search.trials or 0,
+        proposed=len(found.trials),
+        judged=len(judged),
+    )
+    stopped = {names[n]: verdict.evidence for n, verdict in judged.items() if verdict.outcome == "stopped"}
+    return plan.model_copy(update={"search": progress, "stopped": stopped})
 
 
 class _Planner:
@@ -43,13 +80,36 @@ class _Planner:
         self.measured: dict[tuple[str, int], MeasureStage] = {}
         self.operating_points = OperatingPoints()
 
-    def plan(self) -> Plan:
-        """All combinations, their stages parents first."""
+    def empty(self) -> Plan:
+        """A plan without combinations yet. Some are tried out, so that it is found now if none can be planned: the
+        first value of every dimension, and every other value with the first ones of the others."""
+        known = {name: labels(axis) for name, axis in self.experiment.matrix.axes.items()}
+        choices: dict[Choice, None] = {}
+        for i, values in enumerate(known.values()):
+            choices |= {tuple(j if k == i else 0 for k in range(len(known))): None for j in range(len(values))}
+        seeded = {name for name, axis in self.experiment.matrix.axes.items() if axis.seeds is not None}
+        tried = []
+        for choice in choices:
+            named = {a: values[j] for (a, values), j in zip(known.items(), choice, strict=True) if a not in seeded}
+            tried.append(Cell(choice, named))
+        plan = self.plan(tried, proposed=True)
+        if not plan.combinations:
+            raise PlanError(
+                f"{self.document.path}: {_summary({d.name: d.reasons for d in plan.dropped})}\n"
+                "No trial of the search can be planned. Mend the above, or change `search.space` or `matrix.axes`."
+            )
+        return Plan.model_construct(experiment=self.experiment.name, stages={}, combinations=(), dropped=())
+
+    def plan(self, chosen: Iterable[Cell], *, proposed: bool = False) -> Plan:
+        """Combinations, their stages parents first; `proposed` ones that cannot be planned are left out."""
         stages: dict[str, Stage] = {}
         combinations: list[Combination] = []
         refused: dict[str, tuple[str, ...]] = {}
         last = len(self.experiment.stages) - 1
-        for cell in cells(self.experiment.matrix):
+        for cell in chosen:
+            if proposed and excluded(self.experiment.matrix, cell.labels):
+                refused[cell.name] = ("`matrix.exclude` leaves it out.",)
+                continue
             node = self.training.node(last, cell.choice)
             if not isinstance(node.stage, TrainStage) or node.network is None:
                 refused[cell.name] = node.reasons
@@ -71,7 +131,7 @@ class _Planner:
                     stages=(*order, measurement.digest),
                 )
             )
-        self._check(refused, combinations)
+        self._check(refused, combinations, proposed=proposed)
         dropped = tuple(Dropped(name=name, reasons=reasons) for name, reasons in refused.items())
         return Plan.model_construct(
             experiment=self.experiment.name, stages=stages, combinations=tuple(combinations), dropped=dropped
@@ -89,15 +149,15 @@ class _Planner:
             if isinstance(error, UnknownModelError) or baseline.args:
                 raise PlanError(f"{self.document.path}: `measurement.baseline`: {error}") from error
 
-    def _check(self, refused: dict[str, tuple[str, ...]], combinations: list[Combination]) -> None:
+    def _check(self, refused: dict[str, tuple[str, ...]], combinations: list[Combination], *, proposed: bool) -> None:
         """Stop at what cannot be planned."""
         any_left = bool(combinations)
         path = self.document.path
         if self.training.fatal:
             raise PlanError(f"{path} cannot be planned:\n" + "\n".join(f"  - {text}" for text in self.training.fatal))
-        if refused and (self.experiment.matrix.on_conflict == "fail" or not any_left):
+        if not proposed and refused and (self.experiment.matrix.on_conflict == "fail" or not any_left):
             raise PlanError(f"{path}: {_summary(refused)}\n{self._advice(any_left)}")
-        if not any_left:
+        if not proposed and not any_left:
             raise PlanError(f"{path}: `matrix.exclude` leaves no combination. Remove an entry, or add to `include`.")
         repeated = _repeated(combinations)
         if repeated:

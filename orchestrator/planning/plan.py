@@ -159,6 +159,22 @@ class Dropped(Frozen):
     reasons: tuple[str, ...]
 
 
+class SearchPlan(Frozen):
+    """How far a search is, whose trials are the combinations of a plan."""
+
+    digest: str
+    """Name of its journal."""
+    algorithm: Literal["grid", "random", "optuna"]
+    space: dict[str, str]
+    """Dimension → its values, for people."""
+    num_trials: int
+    """Trials in the end."""
+    proposed: int
+    """Trials so far; equal ones are one combination."""
+    judged: int
+    """Of those, trials that the searcher has been told of."""
+
+
 class Plan(Frozen):
     """All stages of an experiment, each once, parents before children."""
 
@@ -167,6 +183,10 @@ class Plan(Frozen):
     """Digest → stage, in an order in which parents come first."""
     combinations: tuple[Combination, ...]
     dropped: tuple[Dropped, ...] = ()
+    search: SearchPlan | None = None
+    """The search that proposes the combinations; `None` = they are written out."""
+    stopped: dict[str, str] = {}
+    """Combination that was given up early → on what evidence. Its unfinished stages are not needed any more."""
 
     def walk(self) -> Iterator[Stage]:
         """All stages, parents first."""

@@ -20,9 +20,11 @@ def finished(plan: Plan, store: ArtifactStore) -> frozenset[str]:
 def to_run(plan: Plan, done: Set[str]) -> frozenset[str]:
     """Digests of the stages that have to run: results and measurements that are missing, and what those read.
 
-    A missing stage whose children are all finished is not needed again (a teacher deleted to save room).
+    A missing stage whose children are all finished is not needed again (a teacher deleted to save room), nor is one
+    whose combinations were all stopped early.
     """
-    wanted = {digest for c in plan.combinations for digest in (c.result, c.measured_by)} - done
+    going_on = (c for c in plan.combinations if c.name not in plan.stopped)
+    wanted = {digest for c in going_on for digest in (c.result, c.measured_by)} - done
     for digest in reversed(plan.stages):  # children before parents
         if digest in wanted:
             wanted |= set(plan.stages[digest].parents) - done

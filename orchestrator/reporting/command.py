@@ -193,7 +193,7 @@ def _record(comparison: Comparison, plan: Plan, experiment: Experiment, store: A
     tracker.close()
     if not complete:
         return ""
-    if all(r.status == "measured" for r in comparison.rows):
+    if all(r.status in ("measured", "stopped") for r in comparison.rows):
         mark.set(fingerprint)
     return said
 

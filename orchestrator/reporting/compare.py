@@ -163,6 +163,8 @@ def _row(
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}: {problem}"
         for problem, seeds in problems.items()
     )
+    if problems and name in plan.stopped:
+        status, detail = "stopped", plan.stopped[name]
     return Row(
         name=name,
         labels=group[0].labels,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-Status = Literal["measured", "partial", "failed", "unfinished"]
+Status = Literal["measured", "partial", "failed", "unfinished", "stopped"]
 
 NOT_TAKEN = "not taken for this combination"
 """Why a cell is empty that no measurement speaks of; usual for what strategies report of themselves."""
@@ -71,9 +71,10 @@ class Row(Frozen):
     measured: tuple[int, ...]
     """Seeds that are measured."""
     status: Status
-    """`measured`: all seeds are; `partial`: some; `failed`: none, and a stage failed; `unfinished`: none yet."""
+    """`measured`: all seeds are; `partial`: some; `failed`: none, and a stage failed; `unfinished`: none yet;
+    `stopped`: a search gave it up before all seeds were."""
     detail: str = ""
-    """What is missing, for people; empty when nothing is."""
+    """What is missing, for people; of a combination that was stopped, on what evidence. Empty when nothing is."""
     pareto: bool = False
     """Pareto-optimal in top-1 (or the chosen quality) against the chosen cost."""
     front_probability: float | None = None

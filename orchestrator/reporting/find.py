@@ -132,7 +132,8 @@ def load_spec(path: Path, assignments: Sequence[str]) -> SpecDocument:
 def _from_spec(path: Path, store_root: str | Path | None, assignments: Sequence[str]) -> Found:
     document = load_spec(path, assignments)
     experiment = document.experiment
-    return Found(make_plan(document), experiment, open_store(store_root or experiment.storage))
+    store = open_store(store_root or experiment.storage)
+    return Found(make_plan(document, store), experiment, store)
 
 
 def _from_store(name: str, store: ArtifactStore) -> Found:

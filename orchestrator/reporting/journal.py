@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-Kind = Literal["started", "epoch", "finished", "failed", "ended"]
+Kind = Literal["started", "epoch", "finished", "failed", "stopped", "ended"]
 
 FLUSH_S = 1.0
 """Entries reach the disk at most this long after they were written, in seconds."""
@@ -39,14 +39,14 @@ class Entry:
     at: float
     """Seconds since the epoch."""
     kind: Kind
-    """`ended`: the process ran no more; what was still open was stopped."""
+    """`stopped`: a search gave the stage up. `ended`: the process ran no more; what was still open is interrupted."""
     stage: str = ""
     """Digest; empty for `ended`."""
     epoch: int = 0
     values: dict[str, float] = field(default_factory=dict)
     """Finite numbers, of `epoch`."""
     reason: str = ""
-    """Of `failed`."""
+    """Of `failed` and `stopped`."""
     source: str = ""
     """File it was read from; not written."""
 

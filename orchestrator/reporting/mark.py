@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from pathlib import Path
 
 from cluster.storage import ArtifactStore
 from orchestrator.planning.plan import Plan
 from orchestrator.reporting.record import identity, sqlite_file
+from orchestrator.storage import commit_texts
 from specs.experiment import Experiment
 
 
@@ -43,12 +42,8 @@ class RecordMark:
             if self._fingerprint() == fingerprint:
                 return
             self._store.delete(self._name)
-        with tempfile.TemporaryDirectory(prefix="slimvit-") as scratch:
-            folder = Path(scratch) / "artefact"
-            folder.mkdir()
-            text = json.dumps({"tracking": self._uri, "fingerprint": fingerprint})
-            (folder / "record.json").write_text(text, encoding="utf-8")
-            self._store.commit(self._name, folder)
+        text = json.dumps({"tracking": self._uri, "fingerprint": fingerprint})
+        commit_texts(self._store, self._name, {"record.json": text})
 
     def invalidate(self) -> None:
         """There will be more to record."""

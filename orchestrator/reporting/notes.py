@@ -21,12 +21,18 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
 def notes(comparison: Comparison, plan: Plan) -> Iterable[str]:
-    """Differing conditions, unreliable values and missing seeds, in this order."""
+    """Differing conditions, unreliable values, what a search stopped, and missing seeds, in this order."""
     again = _Again(plan)
     yield from _different_conditions(comparison, again)
     yield from _other_precision(comparison, plan)
     yield from _unreliable(comparison, again)
     short = [r for r in comparison.rows if r.status == "partial"]
+    stopped = [r for r in comparison.rows if r.status == "stopped"]
+    if stopped:
+        yield (
+            f"{len(stopped)} of {len(comparison.rows)} combinations were stopped early by the search; each says on "
+            "what evidence."
+        )
     if short:
         yield f"{len(short)} of {len(comparison.rows)} combinations rest on fewer seeds than planned."
 

@@ -8,7 +8,6 @@ only numbers of one file were taken alike.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from orchestrator.planning.plan import Plan
 from orchestrator.reporting.comparison import Comparison, Frozen, PublishedFile, PublishedPoint
 from orchestrator.reporting.pareto import on_front
 from orchestrator.reporting.timm_results import Line, Table, read_table
+from orchestrator.storage import commit_texts
 from specs.metrics import METRICS
 from specs.problems import nearest
 
@@ -69,18 +69,15 @@ def import_results(files: Sequence[Path], name: str, store: ArtifactStore) -> st
     made = Published(
         name=name, files=tuple(table.file for table in tables), points=tuple(_points(name, accuracy, tables))
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        (folder / _FILE).write_text(made.model_dump_json(), encoding="utf-8")
-        try:
-            store.commit(f"published/{name}", folder)
-        except FileExistsError as error:
-            raise UsageError(
-                f"the store {store.location} has other numbers under the name `{name}`. Choose another with `--name`, "
-                f"or delete `{store.place(f'published/{name}')}`."
-            ) from error
-        except OSError as error:
-            raise StoreError(f"the store {store.location} cannot be written: {error.strerror or error}") from error
+    try:
+        commit_texts(store, f"published/{name}", {_FILE: made.model_dump_json()})
+    except FileExistsError as error:
+        raise UsageError(
+            f"the store {store.location} has other numbers under the name `{name}`. Choose another with `--name`, "
+            f"or delete `{store.place(f'published/{name}')}`."
+        ) from error
+    except OSError as error:
+        raise StoreError(f"the store {store.location} cannot be written: {error.strerror or error}") from error
     return _summary(made, tables)
 
 

@@ -38,6 +38,8 @@ def plan_digest(plan: Plan) -> str:
 
     Parameters of a run cannot be changed in MLflow, so a changed plan must not share a run with the old one.
     """
+    if plan.search is not None:  # its combinations are not known at first, and its parent run must be
+        return hashlib.sha256(json.dumps([plan.experiment, plan.search.digest]).encode()).hexdigest()
     content = [plan.experiment, [[c.name, c.seed, *c.stages] for c in plan.combinations]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -57,7 +59,15 @@ def owners(plan: Plan) -> dict[str, Combination]:
 
 
 def experiment_parameters(plan: Plan, experiment: Experiment) -> dict[str, str]:
-    """Parameters of the parent run."""
+    """Parameters of the parent run. Of a search none that grows with it: MLflow changes no parameter."""
+    if plan.search is not None and experiment.search is not None:
+        return parameters(
+            {
+                "student": experiment.student.model,
+                "data": experiment.data.model_dump(mode="json"),
+                "search": experiment.search.model_dump(mode="json", exclude={"trials"}),
+            }
+        )
     return parameters(
         {
             "student": experiment.student.model,

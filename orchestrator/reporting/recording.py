@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.storage import ArtifactStore
@@ -28,7 +28,7 @@ class Record:
     Args:
         uri: MLflow address.
         experiment_name: MLflow experiment.
-        plan: what is run.
+        plan: gives what is run, as it is now: a search makes it grow.
         experiment: the resolved spec.
         store: with it, a stage's artefacts are recorded as soon as it is finished, not only by `complete`.
 
@@ -37,22 +37,29 @@ class Record:
     """
 
     def __init__(
-        self, uri: str, experiment_name: str, plan: Plan, experiment: Experiment, store: ArtifactStore | None = None
+        self,
+        uri: str,
+        experiment_name: str,
+        plan: Callable[[], Plan],
+        experiment: Experiment,
+        store: ArtifactStore | None = None,
     ) -> None:
-        self._plan, self._experiment, self._store = plan, experiment, store
-        self._owners = record.owners(plan)
-        self._server = TrackingServer(uri, experiment_name, record.plan_digest(plan))
+        self._current, self._experiment, self._store = plan, experiment, store
+        self._plan = plan()
+        self._owners = record.owners(self._plan)
+        self._server = TrackingServer(uri, experiment_name, record.plan_digest(self._plan))
         self._runs = self._server.runs()
         self._wanted: dict[str, tuple[str, int, str]] = {}
         """Key of a run → status it shall have, since when (ms), and why."""
         self._open: dict[str, str] = {}
         """Stage that runs → journal file that says so."""
-        self._parent = self._run("experiment", plan.experiment, plan.experiment, parent=None)
-        self._parent.log_parameters(record.experiment_parameters(plan, experiment))
+        self._parent = self._run("experiment", self._plan.experiment, self._plan.experiment, parent=None)
+        self._parent.log_parameters(record.experiment_parameters(self._plan, experiment))
 
     def apply(self, entries: Sequence[Entry]) -> None:
         """Bring the runs up to these entries. All of them are read before anything is sent, so that a journal that is
         replayed costs few requests, and no run goes through states that are long past."""
+        self._grow()
         points: dict[str, list[Point]] = defaultdict(list)
         finished: dict[str, int] = {}
         for entry in entries:
@@ -73,6 +80,11 @@ class Record:
             elif entry.kind == "failed":
                 self._open.pop(entry.stage, None)
                 self._fail(entry)
+            elif entry.kind == "stopped":
+                self._open.pop(entry.stage, None)
+                key = f"stage:{entry.stage}"
+                if key in self._runs or key in self._wanted:
+                    self._wanted[key] = ("KILLED", at, entry.reason)
             else:
                 self._open.pop(entry.stage, None)
                 self._wanted.pop(f"stage:{entry.stage}", None)
@@ -90,6 +102,7 @@ class Record:
             store: where the stages are committed.
             report: HTML report to be kept with the record.
         """
+        self._grow()
         comparison = compare(self._plan, store)
         fingerprint = record.fingerprint(to_json(comparison), report)
         if self._parent.tags.get(RECORDED) == fingerprint and self._parent.status == "FINISHED":
@@ -118,7 +131,13 @@ class Record:
             self._parent.log_text(name, text)
         if report is not None:
             self._parent.log_file(report, None)
-        finished = len(rows) == len({(c.name, c.seed) for c in self._plan.combinations})
+        missing = {(c.name, c.seed): c for c in self._plan.combinations if (c.name, c.seed) not in rows}
+        for combination in list(missing.values()):
+            if combination.name in self._plan.stopped:
+                del missing[combination.name, combination.seed]
+                self._wanted.pop(self._combination_key(combination), None)
+                self._combination_run(combination).stop(self._plan.stopped[combination.name], now)
+        finished = not missing
         if finished:
             self._parent.finish(recorded=fingerprint, at_ms=now)
         elif any(run.status == "FAILED" for run in self._runs.values()):
@@ -152,6 +171,12 @@ class Record:
                 run.log_file(path, "checkpoint" if path.name in ("model.safetensors", "model.json") else None)
         run.finish(recorded=digest, at_ms=at_ms)
         return True
+
+    def _grow(self) -> None:
+        """Take in what a search has proposed since; runs that are there stay where they are."""
+        plan = self._current()
+        if plan is not self._plan:
+            self._plan, self._owners = plan, {**record.owners(plan), **self._owners}
 
     def _recorded(self, digest: str) -> bool:
         """Whether the run of a stage has everything that the stage left."""
@@ -200,6 +225,8 @@ class Record:
                 run = self._parent
             if status == "FAILED":
                 run.fail(reason, at_ms)
+            elif status == "KILLED" and reason:
+                run.stop(reason, at_ms)
             else:
                 run.set_status(status, at_ms)
         self._wanted.clear()

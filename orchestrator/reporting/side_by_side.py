@@ -42,6 +42,9 @@ def side_by_side(found: Sequence[Found]) -> Plan:
             for f in found
             for d in f.plan.dropped
         ),
+        stopped={
+            f"{axis}={f.plan.experiment},{name}": evidence for f in found for name, evidence in f.plan.stopped.items()
+        },
     )
 
 

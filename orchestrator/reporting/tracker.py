@@ -11,7 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.storage import ArtifactStore
-from orchestrator.execution.events import Event, StageFailed, StageFinished, StageFound, StageStarted
+from orchestrator.execution.events import (
+    Event,
+    PlanGrew,
+    StageFailed,
+    StageFinished,
+    StageFound,
+    StageStarted,
+    StageStopped,
+)
 from orchestrator.planning.plan import Plan
 from orchestrator.reporting.journal import Entry, Journal
 from orchestrator.reporting.record import identity
@@ -33,7 +41,7 @@ class Tracker:
     Args:
         uri: MLflow address, `sqlite:///FILE` or `http(s)://HOST:PORT`.
         experiment_name: MLflow experiment.
-        plan: what is run.
+        plan: what is run; of a search, what is known of it now.
         experiment: the resolved spec.
         journals: folder of all journals on this machine; see `journal_home`.
         store: with it, a stage's artefacts are recorded as soon as it is finished, not only by `sync`.
@@ -59,7 +67,7 @@ class Tracker:
         self.journal = Journal(journals / f"{plan.experiment}-{key}")
         self._writer = Writer(
             self.journal,
-            lambda: Record(uri, experiment_name, plan, experiment, store),
+            lambda: Record(uri, experiment_name, lambda: self._plan, experiment, store),
             self._complain,
             lasting=lambda error: trouble(uri, error).lasting,
             patience=patience,
@@ -77,6 +85,10 @@ class Tracker:
                 self._note(Entry(now, "finished", stage))
             case StageFailed(stage=stage, reason=reason):
                 self._note(Entry(now, "failed", stage, reason=redact(reason)))
+            case StageStopped(stage=stage, reason=reason):
+                self._note(Entry(now, "stopped", stage, reason=redact(reason)))
+            case PlanGrew(plan=plan):  # before anything happens to its stages, so their entries find it
+                self._plan = plan
             case _:
                 return
 
@@ -85,7 +97,7 @@ class Tracker:
         complete now, as far as the plan is finished.
 
         Args:
-            plan: the plan this tracker was made for.
+            plan: the plan this tracker was made for, or has grown to.
             store: where its stages are committed.
             report: HTML report to be kept with the record.
         """

@@ -179,6 +179,11 @@ class TrackedRun:
         self.set_status("FAILED", at_ms)
         self.tag({REASON: reason})
 
+    def stop(self, reason: str, at_ms: int) -> None:
+        """Mark as given up on purpose; the tag says on what evidence."""
+        self.set_status("KILLED", at_ms)
+        self.tag({REASON: reason})
+
     def _points(self) -> set[tuple[str, int]]:
         """(Metric, step) of every value on the server; asked for once, and only of runs that an earlier run began."""
         if self._held is None:

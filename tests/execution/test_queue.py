@@ -16,6 +16,7 @@ from orchestrator.execution.events import (
     StageRetried,
     StageSkipped,
     StageStarted,
+    StageStopped,
 )
 from orchestrator.execution.failures import Budgets, Failure, Room
 from orchestrator.execution.queue import DEADLINE_GRACE_S, ELSEWHERE_S, IDLE_LANE_S, StageQueue
@@ -438,3 +439,79 @@ def test_who_is_told_to_end_saves_and_goes_on_elsewhere() -> None:
     queue.lost(1, crash("the node went before all was saved"))
     (failed,) = kinds(queue, StageFailed)
     assert "max_preemptions: 1" in failed.reason, "a death after the notice is part of it, and no crash"
+
+
+def test_lanes_wait_for_stages_that_may_be_added() -> None:
+    queue = StageQueue(plan(train("a")), open_ended=True)
+    lane = Lane(queue)
+    assert lane.ask() == "a"
+    lane.finish("a")
+    assert lane.ask() == "wait", "a search may propose more"
+    queue.add(plan(train("teacher", "unknown"), train("b", "teacher"), train("a")), done=["teacher"])
+    assert lane.ask() == "b", "what a finished stage read need not be known"
+    lane.finish("b")
+    queue.seal()
+    assert lane.ask() == "end"
+    assert queue.poll().unsettled == 0
+
+
+def test_what_is_given_up_ends_and_takes_nothing_with_it() -> None:
+    queue = StageQueue(plan(train("a"), train("b"), train("c", "a"), measure("c")), open_ended=True)
+    lane = Lane(queue)
+    held = lane.ask()
+    assert held == "a"
+    queue.give_up({"a": "too slow", "c": "too slow", "m-c": "too slow", "elsewhere": "nobody knows it"})
+    assert queue.beat(0, lane.group), "its work is asked for"
+    state = queue.poll()
+    assert [(e.stage, e.reason) for e in state.events if isinstance(e, StageStopped)] == [
+        ("a", "too slow"),
+        ("c", "too slow"),
+        ("m-c", "too slow"),
+    ]
+    assert state.unsettled == 1
+    queue.interrupted(0, lane.group, "a")
+    assert lane.ask() == "b"
+    assert not queue.beat(0, lane.group), "the next stage is not asked to stop"
+    lane.finish("b")
+    queue.seal()
+    assert lane.ask() == "end"
+    assert not kinds(queue, StageFailed)
+
+
+def test_what_was_given_up_can_be_wanted_again() -> None:
+    queue = StageQueue(plan(train("a"), train("b", "a")), open_ended=True)
+    lane = Lane(queue)
+    assert lane.ask() == "a"
+    queue.give_up({"a": "", "b": ""})
+    queue.add(plan(train("a"), train("c", "a")))
+    queue.interrupted(0, lane.group, "a")
+    assert lane.ask() == "a"
+    lane.finish("a")
+    assert lane.ask() == "c"
+
+
+def test_a_stage_that_is_finished_after_all_counts() -> None:
+    queue = StageQueue(plan(train("a"), measure("a")), open_ended=True)
+    lane = Lane(queue)
+    assert lane.ask() == "a"
+    queue.give_up({"a": ""})
+    lane.finish("a")
+    assert lane.ask() == "m-a"
+
+
+def test_a_dead_worker_does_not_bring_back_what_was_given_up() -> None:
+    queue = StageQueue(plan(train("a"), train("b")), open_ended=True)
+    lane = Lane(queue)
+    assert lane.ask() == "a"
+    queue.give_up({"a": ""})
+    assert Lane(queue, group="next").ask() == "b"
+
+
+def test_stages_added_below_a_failed_one_are_skipped() -> None:
+    queue = StageQueue(plan(train("teacher")), open_ended=True)
+    lane = Lane(queue)
+    assert lane.ask() == "teacher"
+    lane.fail("no images")
+    queue.add(plan(train("teacher"), train("a", "teacher"), measure("a")))
+    assert [(e.stage, e.because_of) for e in kinds(queue, StageSkipped)] == [("a", "teacher"), ("m-a", "teacher")]
+    assert queue.poll().unsettled == 0

@@ -15,7 +15,7 @@ from orchestrator.errors import UsageError
 from orchestrator.keeping.collect import collect
 from orchestrator.keeping.inspect import StoreDamaged, remove, show, verify
 from orchestrator.keeping.reach import Policy, Roots, doomed
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Plan, SearchPlan
 from orchestrator.run import commit_plan
 from tests.cluster.conftest import address, endpoint, store
 from tests.cluster.test_store import folder
@@ -40,7 +40,8 @@ def gone(artefacts: dict[str, float], kept: Roots, leased: frozenset[str] = froz
 
 
 def test_what_goes() -> None:
-    kept = roots(one=made("one", "steps=0", "steps=1"))
+    found = SearchPlan(digest="mine", algorithm="random", space={}, num_trials=2, proposed=1, judged=0)
+    kept = roots(one=made("one", "steps=0", "steps=1").model_copy(update={"search": found}))
     artefacts = dict.fromkeys(
         [
             f"stages/{A}",
@@ -49,6 +50,10 @@ def test_what_goes() -> None:
             f"progress/{SHARED}/1",
             f"progress/{B}/1",
             f"answers/{LOOSE}/0",
+            f"failures/{A}",
+            f"failures/{LOOSE}",
+            "searches/mine/trials/00000",
+            "searches/other/trials/00000",
             "plans/one/x",
             "plans/two/x",
             "published/imagenet",
@@ -58,13 +63,15 @@ def test_what_goes() -> None:
         OLD,
     )
     loose = {f"stages/{LOOSE}", f"progress/{B}/1", f"answers/{LOOSE}/0", "plans/two/x", "records/other"}
+    loose |= {f"failures/{LOOSE}", "searches/other/trials/00000"}
     finished = {f"progress/{A}/1"}
     assert gone(artefacts, kept) == loose | finished
     assert gone(artefacts, kept, progress=True) == loose - {f"progress/{B}/1"} | finished
     assert gone(artefacts, kept, days=11.0) == set()
     assert gone(artefacts | {f"stages/{LOOSE}": 0.5 * DAY}, kept) == (loose | finished) - {f"stages/{LOOSE}"}
     leased = frozenset({f"stages/{LOOSE}"})
-    assert gone(artefacts, kept, leased) == (loose | finished) - {f"stages/{LOOSE}", f"answers/{LOOSE}/0"}
+    its_own = {f"{kind}/{LOOSE}" for kind in ("stages", "failures")} | {f"answers/{LOOSE}/0"}
+    assert gone(artefacts, kept, leased) == (loose | finished) - its_own
 
 
 def test_leftovers_go_after_a_day_at_the_earliest() -> None:

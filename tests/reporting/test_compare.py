@@ -254,7 +254,7 @@ def test_what_belongs_to_a_combination_keeps_nothing_apart() -> None:
 def test_a_failure_is_known_later_too(lab: Any) -> None:
     lab.finish(measured=lambda c: c.labels["merging"] == "none")
     failed, done = lab.combination("r4", "soft", 0).measured_by, lab.combination("none", "soft", 0).measured_by
-    notes = FailureNotes(lab.store, lab.plan.stages)
+    notes = FailureNotes(lab.store)
     notes.put(failed, "measure", "the GPU's memory does not suffice")
     notes.put(done, "measure", "of an earlier try")
     comparison = compare(lab.plan, lab.store)

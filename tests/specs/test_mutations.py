@@ -18,6 +18,23 @@ from strategies import registry
 
 LIBRARY = Path(__file__).parents[2] / "specs" / "library"
 SPECS = [yaml.safe_load((LIBRARY / name).read_text()) for name in ("quickstart.yaml", "baseline/cifar10.yaml")]
+SPECS.append(
+    SPECS[0]
+    | {
+        "matrix": {"axes": {"distill": SPECS[0]["matrix"]["axes"]["distill"]}},
+        "search": {
+            "algorithm": "optuna",
+            "trials": 4,
+            "space": {
+                "stages.student.training.optimizer.lr": {"loguniform": [1e-4, 1e-2]},
+                "stages.teacher.training.batch_size": {"int": [1, 64]},
+                "student.args.depth": {"values": [2, 4]},
+            },
+            "objectives": [{"metric": "top1"}, {"metric": "macs"}],
+            "scheduler": {"asha": {"grace_epochs": 2}},
+        },
+    }
+)
 UNTRANSLATED = "otherwise ("
 """Part of the message for an error of pydantic that `specs.translate` has no words for."""
 
