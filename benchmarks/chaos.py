@@ -1,0 +1,149 @@
+"""Fault injection: what becomes of a run when something dies, fills up, fails, is damaged, or tells the wrong time.
+
+    python benchmarks/chaos.py                       # 105 injections, seven of each kind; hours on two cores
+    python benchmarks/chaos.py --seed 5 --only 17    # one of them alone, as it was in a run with this seed
+    python benchmarks/chaos.py --seed 5 --first 40 --injections 20 --kinds worker lane
+
+Each injection happens to an experiment of its own: a teacher, four students and their measurements on two lanes, run by
+the `slimvit run` command on a real Ray cluster, with MLflow's server and, where it is about a bucket, moto's behind a
+proxy that fails (`tests/chaos`). Number, kind, moment and everything else that is left to chance follow from the seed;
+the moment is a place in the run's log, so that it means the same on a machine of another speed. Which of two processes
+is a little ahead at that moment is not under the seed's control.
+
+After each: the same command finishes, at the second time at the latest; the weights of every stage are those of a run
+that nothing happened to, bit for bit; no stage was computed again once it was finished, and those under way went on
+from their newest checkpoint; MLflow has every run and every point once; no process, placement group or lease is left.
+
+Prints JSON; a line about each injection goes to the standard error. `work_lost` compares, for each kill and each stage
+that was under way, the seconds from its newest checkpoint to the kill with the longest time between two of its
+checkpoints. Of experiments with violations the folders stay, with everything that the runs wrote.
+
+Runs on Linux. Full disks need the right to mount one: `unshare --user --map-root-user --mount python …` has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.episode import Outcome, disturbed, undisturbed
+from tests.chaos.grid import CHECKPOINT_EVERY
+from tests.chaos.injections import KINDS, Injection
+from tests.chaos.processes import reaper
+from tests.chaos.saved import Lost
+from tests.chaos.servers import servers
+from tests.cluster.s3_process import CREDENTIALS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--injections", type=int, default=7 * len(KINDS))
+    parser.add_argument("--seed", type=int, help="default: a fresh one, which is printed")
+    parser.add_argument("--first", type=int, default=0, help="number of the first injection")
+    parser.add_argument("--only", type=int, help="only this number")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="only injections of these kinds")
+    arguments = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    numbers = range(arguments.first, arguments.first + arguments.injections)
+    drawn = [Injection.draw(seed, number, KINDS) for number in (numbers if arguments.only is None else [arguments.only])]
+    wanted = [injection for injection in drawn if injection.kind in arguments.kinds]
+    _say(f"seed {seed}: {len(wanted)} injections")
+    os.environ.update(CREDENTIALS)
+    # The path is short, because sockets lie below it.
+    home = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
+    outcomes: list[Outcome] = []
+    skipped: dict[str, str] = {}
+    try:
+        with reaper(), servers(home) as running:
+            whole = undisturbed(home / "u", running)
+            _say(f"undisturbed: {whole.seconds:.0f} s between the first line of its log and the last")
+            for injection in wanted:
+                if injection.kind in skipped:
+                    continue
+                try:
+                    outcomes.append(disturbed(home / str(injection.number), [injection], whole, running))
+                except PermissionError as error:
+                    skipped[injection.kind] = f"no disk of its own can be mounted: {error}"
+                    continue
+                _report(outcomes[-1], seed)
+    finally:
+        if not any(outcome.violations for outcome in outcomes):
+            shutil.rmtree(home, ignore_errors=True)
+        print(json.dumps(summary(seed, outcomes, skipped), indent=1))
+    sys.exit(any(outcome.violations for outcome in outcomes))
+
+
+def summary(seed: int, outcomes: list[Outcome], skipped: dict[str, str]) -> dict[str, Any]:
+    """What is claimed, from what happened."""
+    struck = [outcome for outcome in outcomes if not outcome.done[0].startswith("missed")]
+    runs: dict[str, list[int]] = defaultdict(list)
+    for outcome in struck:
+        runs[outcome.injections[0].kind].append(outcome.runs)
+    return {
+        "benchmark": "chaos",
+        "seed": seed,
+        "cores": len(os.sched_getaffinity(0)),
+        "injections": len(struck),
+        "by_kind": dict(sorted(Counter(outcome.injections[0].kind for outcome in struck).items())),
+        "runs_needed": {kind: max(needed) for kind, needed in sorted(runs.items())},
+        "missed": [outcome.injections[0].number for outcome in outcomes if outcome not in struck],
+        "skipped": skipped,
+        "violations": [
+            {
+                "number": outcome.injections[0].number,
+                "kind": outcome.injections[0].kind,
+                "done": outcome.done[0],
+                "violations": outcome.violations,
+                "replay": f"python benchmarks/chaos.py --seed {seed} --only {outcome.injections[0].number}",
+                "folder": str(outcome.folder),
+            }
+            for outcome in outcomes
+            if outcome.violations
+        ],
+        "work_lost": work_lost([lost for outcome in struck for lost in outcome.lost]),
+    }
+
+
+def work_lost(all_of_it: list[Lost]) -> dict[str, Any]:
+    """Seconds of training that kills cost, beside the time between two checkpoints."""
+    if not all_of_it:
+        return {"stages_hit": 0}
+    seconds = [lost.seconds for lost in all_of_it]
+    intervals = [lost.interval_s for lost in all_of_it if lost.interval_s is not None]
+    return {
+        "stages_hit": len(all_of_it),
+        "checkpoint_every_steps": CHECKPOINT_EVERY,
+        "seconds": {"median": round(statistics.median(seconds), 2), "most": round(max(seconds), 2)},
+        "longest_interval_seconds": {
+            "median": round(statistics.median(intervals), 2) if intervals else None,
+            "most": round(max(intervals), 2) if intervals else None,
+        },
+        "more_than_the_interval": sum(
+            lost.interval_s is not None and lost.seconds > lost.interval_s for lost in all_of_it
+        ),
+        "went_on_before_the_newest_checkpoint": sum(lost.resumed_step < lost.saved_step for lost in all_of_it),
+    }
+
+
+def _report(outcome: Outcome, seed: int) -> None:
+    (injection,) = outcome.injections
+    verdict = "ok" if not outcome.violations else f"VIOLATIONS {outcome.violations} (--seed {seed} --only {injection.number})"
+    what = f"{injection.number} {injection.kind}: {outcome.done[0]}"
+    _say(f"{what}; {outcome.runs} runs, {outcome.seconds:.0f} s: {verdict}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
