@@ -66,12 +66,14 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
         num_cpus: CPU cores of a started cluster; `None` = those this process may use.
 
     Raises:
-        ClusterUnreachable: if there is no cluster at the address.
+        ClusterUnreachable: if there is no cluster at the address, or none can be started.
     """
     # Ray names its Train runs in the dashboard only with this, and reads it when a run starts.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     # How often Train looks at its workers, in seconds: the grain at which a death is noticed and an end is seen.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # On a machine that is busy, Ray's dashboard takes longer to start than Ray waits by itself.
+    os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "300")
     show_token(starting=address is None)
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=short_base()))
@@ -104,18 +106,25 @@ def _start(folder: Path, num_cpus: int) -> Connection:
     import ray
 
     path = os.pathsep.join(p for p in (str(package_root()), os.environ.get("PYTHONPATH", "")) if p)
-    with _keep_signal_handlers():
-        context = ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-            _temp_dir=str(folder),
-        )
+    try:
+        with _keep_signal_handlers():
+            context = ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
+                _temp_dir=str(folder),
+            )
+    except Exception as error:  # Ray raises plain ones when one of its processes does not come up
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ClusterUnreachable(
+            f"no Ray cluster could be started on this machine: {lines[-1][:300]}. It may be out of memory, room in "
+            "its temporary folder, or patience, if it is very busy; nothing is lost, and the same command goes on"
+        ) from error
     return Connection(_info(context)["address"], _url(context.dashboard_url), started=True, folder=folder)
 
 

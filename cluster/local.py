@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -109,7 +108,7 @@ class LocalStore:
             self.prepare()
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.parent != self.root:  # there `scratch` folders lie, which live as long as a run
-            _sweep(target.parent)
+            self._sweep(target.parent)
         incoming = target.parent / f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex}"
         _move(folder, incoming)
         try:
@@ -210,6 +209,17 @@ class LocalStore:
     def _folder(self, name: str) -> Path:
         return self.root.joinpath(*parts_of(name))
 
+    def _sweep(self, folder: Path) -> None:
+        """Remove what killed writers left in this folder. How old that is, the store's own clock says: where
+        this machine's is wrong, what others are writing at this moment is not old."""
+        if not (found := list(folder.glob(f"{_TEMPORARY}*"))):
+            return
+        now = self.register().now()
+        for path in found:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                if now - path.stat().st_mtime > ABANDONED_S:
+                    shutil.rmtree(path, ignore_errors=True)
+
     def _marker(self, name: str) -> Contents:
         path = os.path.join(self.place(name), MARKER)
         try:
@@ -263,14 +273,6 @@ def _kept(path: Path, root: Path, now: float) -> Kept:
     with contextlib.suppress(OSError):
         newest = max(newest, path.stat().st_mtime)
     return Kept(path.relative_to(root).as_posix(), size, max(0.0, now - newest))
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed writers left in this folder."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        with contextlib.suppress(OSError):  # gone meanwhile
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -77,7 +77,7 @@ class StageQueue:
         deadline_s: wall-clock limit of a stage over all its attempts in this run, in seconds.
         leases: who may compute what; `None` = this is the only run there can be.
         open_ended: whether stages may be added; lanes then wait for them until `seal`.
-        clock: seconds; a parameter for tests.
+        clock: seconds that no change of the date moves; a parameter for tests.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class StageQueue:
         deadline_s: float | None = None,
         leases: StageLeases | None = None,
         open_ended: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board = Board(stages, done)
         self._open_ended = open_ended
@@ -357,7 +357,7 @@ class StageQueue:
         place.stage, place.idle_since = digest, None
         self._attempts[digest] += 1
         self._started_at.setdefault(digest, self._clock())
-        self._events.append(StageStarted(digest, lane, self._attempts[digest], self._clock()))
+        self._events.append(StageStarted(digest, lane, self._attempts[digest], time.time()))
         return place.turn(Assignment("run", self._board.stages[digest]))
 
     def _idle(self, place: Place) -> Assignment:
