@@ -7,7 +7,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from orchestrator.execution.events import Event, PlanGrew, RunStarted
 from orchestrator.execution.interrupt import StopOnSignal
 from orchestrator.execution.live import excluded_text, make_view
 from orchestrator.execution.steering import Steering
+from orchestrator.keeping.sound import discard_damaged
 from orchestrator.planning import failed
 from orchestrator.planning.describe import as_text
 from orchestrator.planning.feasible import cannot_start
@@ -77,6 +78,10 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
         plan = control.plan
     # A file or a pipe has no width: there the table keeps all of its columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    record = RecordMark(plan, experiment, store)
+    done = finished(plan, store)
+    if control is None and (to_run(plan, done) or not record.complete()):  # else all was well, and is only read
+        _discard_damaged(plan, store, done, console)
     missing = to_run(plan, finished(plan, store)) if control is None else control.wanted()
     obstacles = cannot_start(plan, missing, experiment.resources)
     if obstacles:
@@ -86,7 +91,6 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     _prepare(store)
     _show_plan(plan, experiment, console)
     console.print(f"MLflow  {experiment.tracking.uri}\nStore   {store.location}", soft_wrap=True)
-    record = RecordMark(plan, experiment, store)
     open_search = control is not None and not control.exhausted
     if missing or open_search:
         record.invalidate()
@@ -136,6 +140,16 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
             markup=False,
         )
     raise_if_unfinished(plan, summary)
+
+
+def _discard_damaged(plan: Plan, store: ArtifactStore, done: Collection[str], console: Console) -> None:
+    """Take out what no run may go on from, and say so."""
+    for digest, problem in discard_damaged(plan, store, done).items():
+        console.print(
+            f"[yellow]warning:[/] {escape(plan.stages[digest].label)} (stages/{digest}) is damaged and was deleted: "
+            f"{escape(problem)}. What still needs it computes it anew",
+            soft_wrap=True,
+        )
 
 
 def _prepare(store: ArtifactStore) -> None:
