@@ -23,7 +23,7 @@ from orchestrator.execution.events import Event, PlanGrew, RunStarted
 from orchestrator.execution.interrupt import StopOnSignal
 from orchestrator.execution.live import excluded_text, make_view
 from orchestrator.execution.steering import Steering
-from orchestrator.keeping.sound import discard_damaged
+from orchestrator.keeping.tidy import discard_damaged, forget_leases
 from orchestrator.planning import failed
 from orchestrator.planning.describe import as_text
 from orchestrator.planning.feasible import cannot_start
@@ -82,6 +82,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
     done = finished(plan, store)
     if control is None and (to_run(plan, done) or not record.complete()):  # else all was well, and is only read
         _discard_damaged(plan, store, done, console)
+        forget_leases(plan, store, done)
     missing = to_run(plan, finished(plan, store)) if control is None else control.wanted()
     obstacles = cannot_start(plan, missing, experiment.resources)
     if obstacles:

@@ -36,9 +36,17 @@ def labels(store: ArtifactStore) -> dict[str, str]:
     return {stage["label"]: digest for digest, stage in plan["stages"].items()}
 
 
-def check_weights(found: dict[str, str], undisturbed: dict[str, str]) -> Iterator[str]:
-    """The same stages, and the same bits."""
+def check_weights(found: dict[str, str], undisturbed: dict[str, str], told: str = "") -> Iterator[str]:
+    """The same stages, and the same bits.
+
+    Args:
+        found: what is there.
+        undisturbed: what is to be there.
+        told: what the runs printed: a stage that they deleted as damaged, and that nothing needs any more, may be away.
+    """
     for digest in sorted(undisturbed.keys() | found.keys()):
+        if digest not in found and f"stages/{digest}) is damaged and was deleted" in told:
+            continue
         if digest not in found:
             yield f"stage {digest[:10]} is not there"
         elif digest not in undisturbed:

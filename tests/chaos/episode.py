@@ -119,8 +119,11 @@ def disturbed(folder: Path, injections: Sequence[Injection], whole: Undisturbed,
             kill(*left.values())
         if cluster is not None:
             outcome.violations += _check_groups(grid)
-        outcome.violations += _check(grid, store, servers, whole, outcome)
+        outcome.violations += _check(grid, store, servers, whole)
     outcome.seconds = time.monotonic() - began
+    for number, command in enumerate(grid.commands):  # for those who look into a violation
+        (folder / f"run-{number}.log").write_text(command.text(), encoding="utf-8")
+    (folder / "outcome.json").write_text(json.dumps(outcome.to_json(), indent=1), encoding="utf-8")
     return outcome
 
 
@@ -182,10 +185,11 @@ def _strike_and_finish(
     outcome.violations += checks.check_once(said, spared)
 
 
-def _check(grid: Grid, store: ArtifactStore, servers: Servers, whole: Undisturbed, outcome: Outcome) -> Iterator[str]:
+def _check(grid: Grid, store: ArtifactStore, servers: Servers, whole: Undisturbed) -> Iterator[str]:
     """What the last run left."""
+    told = "\n".join(command.text() for command in grid.commands)
     try:
-        yield from checks.check_weights(checks.weights(store), whole.weights)
+        yield from checks.check_weights(checks.weights(store), whole.weights, told)
         yield from checks.check_leases(store)
         yield from checks.check_record(servers.tracking.database, grid.experiment, store)
     except (ValueError, OSError) as error:
@@ -263,10 +267,3 @@ def _said(grid: Grid) -> list[Said]:
 def _touched(digest: str, damaged: set[str]) -> bool:
     """Whether anything of a stage was damaged."""
     return any(digest in name for name in damaged)
-
-
-def logs(outcome: Outcome, grid_folder: Path) -> Path:
-    """Where the logs of all runs are written to, for those who look into a violation."""
-    path = grid_folder / "outcome.json"
-    path.write_text(json.dumps(outcome.to_json(), indent=1), encoding="utf-8")
-    return path

@@ -1,4 +1,4 @@
-"""Finished stages that are damaged are no results: before a run goes on from them, they are taken out."""
+"""What a run finds of earlier ones and should not go on from: damaged results, and leases that nobody gives back."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def discard_damaged(plan: Plan, store: ArtifactStore, done: Collection[str]) -> 
     for digest in found:
         store.delete(f"stages/{digest}")
     return found
+
+
+def forget_leases(plan: Plan, store: ArtifactStore, done: Collection[str]) -> None:
+    """Remove the leases of finished stages. Whoever was killed between the commit and giving the lease back left one;
+    as nobody computes a finished stage, nobody would ever take it over."""
+    register, finished = store.register(), {f"stages/{digest}" for digest in done}
+    for name in register.names():
+        if name in finished:
+            register.remove(name)
 
 
 def _problem(store: ArtifactStore, name: str) -> str:

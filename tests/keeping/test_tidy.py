@@ -1,4 +1,4 @@
-"""Damaged results are taken out before a run goes on from them."""
+"""What a run clears away before it goes on from earlier ones."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.leases import Leases
 from cluster.local import LocalStore
-from orchestrator.keeping.sound import discard_damaged
+from orchestrator.keeping.tidy import discard_damaged, forget_leases
 from orchestrator.planning.status import finished, to_run
 from tests.execution.plans import digest, plan, train
 
@@ -37,3 +38,14 @@ def test_what_is_damaged_is_computed_anew_and_nothing_else(store: LocalStore) ->
     assert "has 7 bytes instead of 14" in found[digest("cut")]
     assert to_run(whole, finished(whole, store)) == {digest(label) for label in ("flipped", "cut", "bare", "missing")}
     assert discard_damaged(whole, store, finished(whole, store)) == {}
+
+
+def test_a_lease_on_what_is_finished_is_nobodys(store: LocalStore) -> None:
+    whole = plan(train("sound"), train("missing"))
+    leases = Leases(store.register(), lambda name: False)  # killed between the commit and giving it back
+    for label in ("sound", "missing", "of another plan"):
+        assert leases.take(f"stages/{digest(label)}") == "taken"
+    forget_leases(whole, store, finished(whole, store))
+    left = {f"stages/{digest(label)}" for label in ("missing", "of another plan")}
+    assert set(store.register().names()) == left
+    leases.close()
