@@ -54,7 +54,9 @@ def main() -> None:
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     numbers = range(arguments.first, arguments.first + arguments.injections)
-    drawn = [Injection.draw(seed, number, KINDS) for number in (numbers if arguments.only is None else [arguments.only])]
+    drawn = [
+        Injection.draw(seed, number, KINDS) for number in (numbers if arguments.only is None else [arguments.only])
+    ]
     wanted = [injection for injection in drawn if injection.kind in arguments.kinds]
     _say(f"seed {seed}: {len(wanted)} injections")
     os.environ.update(CREDENTIALS)
@@ -70,7 +72,7 @@ def main() -> None:
                 if injection.kind in skipped:
                     continue
                 try:
-                    outcomes.append(disturbed(home / str(injection.number), [injection], whole, running))
+                    outcomes.append(disturbed(home / f"e{injection.number}", [injection], whole, running))
                 except PermissionError as error:
                     skipped[injection.kind] = f"no disk of its own can be mounted: {error}"
                     continue
@@ -136,7 +138,9 @@ def work_lost(all_of_it: list[Lost]) -> dict[str, Any]:
 
 def _report(outcome: Outcome, seed: int) -> None:
     (injection,) = outcome.injections
-    verdict = "ok" if not outcome.violations else f"VIOLATIONS {outcome.violations} (--seed {seed} --only {injection.number})"
+    verdict = (
+        "ok" if not outcome.violations else f"VIOLATIONS {outcome.violations} (--seed {seed} --only {injection.number})"
+    )
     what = f"{injection.number} {injection.kind}: {outcome.done[0]}"
     _say(f"{what}; {outcome.runs} runs, {outcome.seconds:.0f} s: {verdict}")
 

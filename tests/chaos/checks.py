@@ -30,9 +30,11 @@ def weights(store: ArtifactStore) -> dict[str, str]:
 
 
 def labels(store: ArtifactStore) -> dict[str, str]:
-    """Label → digest of every stage of the plan."""
-    newest = list(store.names("plans"))[-1]
-    plan = json.loads((store.fetch(newest) / "plan.json").read_text(encoding="utf-8"))
+    """Label → digest of every stage of the plan; nothing if no run came so far."""
+    plans = list(store.names("plans"))
+    if not plans:
+        return {}
+    plan = json.loads((store.fetch(plans[-1]) / "plan.json").read_text(encoding="utf-8"))
     return {stage["label"]: digest for digest, stage in plan["stages"].items()}
 
 

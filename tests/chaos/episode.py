@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.connect import short_base
 from cluster.storage import ArtifactStore
 from orchestrator.storage import open_store
 from tests.chaos import checks
@@ -123,6 +125,8 @@ def disturbed(folder: Path, injections: Sequence[Injection], whole: Undisturbed,
     outcome.seconds = time.monotonic() - began
     for number, command in enumerate(grid.commands):  # for those who look into a violation
         (folder / f"run-{number}.log").write_text(command.text(), encoding="utf-8")
+        for left in Path(short_base()).glob(f"slimvit-ray-{command.process.pid}-*"):
+            shutil.rmtree(left, ignore_errors=True)  # a killed driver's, which slimvit itself removes after a day
     (folder / "outcome.json").write_text(json.dumps(outcome.to_json(), indent=1), encoding="utf-8")
     return outcome
 
@@ -137,7 +141,7 @@ def _strike_and_finish(
     whole: Undisturbed,
 ) -> None:
     """The disturbed run, and the same command again until it is finished."""
-    strikes: list[tuple[float, dict[str, tuple[int, float]]]] = []
+    kills: list[tuple[float, dict[str, tuple[int, float]]]] = []
     damaged: set[str] = set()
     on_disk = Path(grid.store) if "://" not in grid.store else None
     with Saved(store, on_disk) as saved:
@@ -147,17 +151,21 @@ def _strike_and_finish(
             if command.process.poll() is not None and command.process.returncode != 0:
                 command = grid.start()  # an injection before this one ended the run
             _wait_for_moment(injection, command, whole)
-            scene = Scene(grid, command, servers, known, injection.chance(), cluster, damaged)
-            before = saved.now()
-            at = time.time()
+
+            def note_kill() -> None:
+                before = saved.now()
+                kills.append((time.time(), before))
+
+            if command.process.poll() is not None:
+                outcome.done.append("missed: the run had ended")
+                continue
+            scene = Scene(grid, command, servers, known, injection.chance(), cluster, note_kill, damaged)
             try:
                 outcome.done.append(KINDS[injection.kind].strike(scene))
             except Missed as missed:
                 outcome.done.append(f"missed: {missed}")
                 continue
             survives = survives and KINDS[injection.kind].survives
-            if KINDS[injection.kind].kills:
-                strikes.append((at, {d: s for d, s in before.items() if not _touched(d, damaged)}))
         if not _ends(command):
             outcome.violations.append(f"the run did not end within {_RUN_S:.0f} s")
             kill(*strays(known).values())
@@ -173,7 +181,7 @@ def _strike_and_finish(
             outcome.violations.append(f"process {pid} is left: {title_of(process)[:100]}")
         digests = checks.labels(store)
         said = _said(grid)
-        for at, before in strikes:
+        for at, before in kills:
             outcome.lost += lost_to(at, before, said, digests, saved)
     outcome.runs = len(grid.commands)
     for lost in outcome.lost:

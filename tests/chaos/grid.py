@@ -18,11 +18,11 @@ from tests.cluster.s3_process import CREDENTIALS
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCK_FOLDER = Path(__file__).with_name("clock")
-CHECKPOINT_EVERY = 10
+CHECKPOINT_EVERY = 20
 """Optimiser steps between two checkpoints."""
 SPEC = f"""
 name: chaos
-data: {{kind: sample, limit_train: 640, limit_val: 60}}
+data: {{kind: sample, limit_train: 1600, limit_val: 60}}
 student: {{model: vit_tiny_patch16_224, args: {{patch_size: 7, embed_dim: 48, depth: 2, num_heads: 3}}}}
 stages:
   - name: teacher

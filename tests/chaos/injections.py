@@ -62,6 +62,8 @@ class Scene:
     known: Known
     chance: random.Random
     nodes: Nodes | None = None
+    note_kill: Callable[[], None] = lambda: None
+    """Called right before something dies that trains, or with which training dies."""
     damaged: set[str] = field(default_factory=set)
     """Artefacts that are not what they were."""
 
@@ -100,13 +102,12 @@ class Kind:
     place: Place = "folder"
     survives: bool = False
     """Whether the run itself goes on to its end; else the same command is given once more."""
-    kills: bool = False
-    """Whether training is lost that was not saved."""
 
 
 def _sigkill(title: str) -> Strike:
     def strike(scene: Scene) -> str:
         process = scene.one_of(title)
+        scene.note_kill()
         kill(process)
         return f"SIGKILL to {title} (process {process.pid})"
 
@@ -116,6 +117,7 @@ def _sigkill(title: str) -> Strike:
 def _driver(scene: Scene) -> str:
     if scene.command.process.poll() is not None:
         raise Missed("the run had ended")
+    scene.note_kill()
     scene.command.process.kill()
     scene.command.process.wait()
     return "SIGKILL to the driver"
@@ -124,6 +126,7 @@ def _driver(scene: Scene) -> str:
 def _node(scene: Scene) -> str:
     assert scene.nodes is not None
     node = scene.chance.choice(sorted(scene.nodes.raylets))
+    scene.note_kill()
     scene.nodes.kill(node)
     return f"SIGKILL to the raylet of node {node[:8]}"
 
@@ -225,21 +228,21 @@ def _lease(scene: Scene) -> str:
 
 
 KINDS = {
-    "worker": Kind(_sigkill("ray::RayTrainWorker"), survives=True, kills=True),
-    "lane": Kind(_sigkill("ray::TrainController"), survives=True, kills=True),
-    "driver": Kind(_driver, kills=True),
-    "raylet": Kind(_sigkill("raylet"), kills=True),
-    "node": Kind(_node, "nodes", survives=True, kills=True),
+    "worker": Kind(_sigkill("ray::RayTrainWorker"), survives=True),
+    "lane": Kind(_sigkill("ray::TrainController"), survives=True),
+    "driver": Kind(_driver),
+    "raylet": Kind(_sigkill("raylet")),
+    "node": Kind(_node, "nodes", survives=True),
     "tracking": Kind(_tracking, survives=True),
     "endpoint": Kind(_endpoint, "bucket"),
     "s3 errors": Kind(_failing("error", 0.3, 40), "bucket"),
     "s3 cuts": Kind(_failing("cut", 0.3, 40), "bucket"),
     "s3 time-outs": Kind(_failing("hang", 0.2, 2), "bucket"),
     "full disk": Kind(_full_disk, "disk"),
-    "truncated": Kind(_damage("truncated"), kills=True),
-    "bit flip": Kind(_damage("bit flipped"), kills=True),
+    "truncated": Kind(_damage("truncated")),
+    "bit flip": Kind(_damage("bit flipped")),
     "clock": Kind(_clock, survives=True),
-    "lease": Kind(_lease, kills=True),
+    "lease": Kind(_lease),
 }
 
 
@@ -252,7 +255,9 @@ def small_disk(folder: Path):  # type: ignore[no-untyped-def]
     """
     folder.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "slimvit-chaos", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "slimvit-chaos", str(folder)],
+        capture_output=True,
+        text=True,
     )
     if made.returncode != 0:
         folder.rmdir()

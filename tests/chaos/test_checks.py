@@ -72,7 +72,9 @@ def test_what_a_kill_cost(tmp_path: Path) -> None:
         ("a", 2.5, 20, 20),
         ("b", 9.0, 0, 0),
     ]
-    assert lost[0].interval_s == 5.0, "from its start to its first checkpoint; from 17.5 to its second start it lay dead"
+    assert lost[0].interval_s == 5.0, (
+        "from its start to its first checkpoint; from 17.5 to its second start it lay dead"
+    )
 
 
 @pytest.mark.parametrize("wrong", ["other", "missing", "more"])
