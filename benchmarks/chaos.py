@@ -111,6 +111,7 @@ def summary(seed: int, outcomes: list[Outcome], skipped: dict[str, str]) -> dict
             for outcome in outcomes
             if outcome.violations
         ],
+        "tracebacks": {outcome.injections[0].number: outcome.tracebacks for outcome in outcomes if outcome.tracebacks},
         "work_lost": work_lost([lost for outcome in struck for lost in outcome.lost]),
     }
 

@@ -60,6 +60,8 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     """What was done to it, one text an injection; `missed: …` where the run was over before."""
     violations: list[str] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+    """Ends of runs that nobody foresaw: no violation, for the same command goes on, but no good message either."""
     runs: int = 0
     """How often the command was given."""
     lost: list[Lost] = field(default_factory=list)
@@ -123,6 +125,8 @@ def disturbed(folder: Path, injections: Sequence[Injection], whole: Undisturbed,
             outcome.violations += _check_groups(grid)
         outcome.violations += _check(grid, store, servers, whole)
     outcome.seconds = time.monotonic() - began
+    unforeseen = [line for command in grid.commands for _, line in command.lines if line.startswith("internal error")]
+    outcome.tracebacks += [line[:300] for line in unforeseen]
     for number, command in enumerate(grid.commands):  # for those who look into a violation
         (folder / f"run-{number}.log").write_text(command.text(), encoding="utf-8")
         for left in Path(short_base()).glob(f"slimvit-ray-{command.process.pid}-*"):

@@ -241,7 +241,7 @@ KINDS = {
     "full disk": Kind(_full_disk, "disk"),
     "truncated": Kind(_damage("truncated")),
     "bit flip": Kind(_damage("bit flipped")),
-    "clock": Kind(_clock, survives=True),
+    "clock": Kind(_clock),  # Ray's own start does not survive it
     "lease": Kind(_lease),
 }
 
