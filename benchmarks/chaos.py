@@ -31,6 +31,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import traceback
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,10 @@ def main() -> None:
                 except PermissionError as error:
                     skipped[injection.kind] = f"no disk of its own can be mounted: {error}"
                     continue
+                except Exception as error:  # one that could not be judged must not hide the others
+                    unjudged = Outcome([injection], ["not judged"], [f"not judged: {error!r}"])
+                    outcomes.append(unjudged)
+                    traceback.print_exc()
                 _report(outcomes[-1], seed)
     finally:
         if not any(outcome.violations for outcome in outcomes):

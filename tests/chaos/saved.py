@@ -66,7 +66,7 @@ class Saved:
     def _look(self) -> list[tuple[str, str, float]]:
         assert self._folder is not None
         found = []
-        for marker in self._folder.glob(f"progress/*/*/{MARKER}"):
+        for marker in self._folder.glob(f"progress/*/[0-9]*/{MARKER}"):  # not those that are still arriving
             with contextlib.suppress(OSError):  # deleted meanwhile
                 step, digest, at = marker.parent.name, marker.parent.parent.name, marker.stat().st_mtime
                 found.append((digest, step, at))
