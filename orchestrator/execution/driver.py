@@ -17,7 +17,7 @@ from cluster.leases import Leases
 from cluster.storage import ArtifactStore
 from orchestrator.errors import ResourceError
 from orchestrator.execution.admission import Admission, admit, check_measurements, to_come
-from orchestrator.execution.causes import found_no_place, of_group
+from orchestrator.execution.causes import first_line, found_no_place, of_group
 from orchestrator.execution.events import (
     Event,
     LaneDown,
@@ -111,7 +111,7 @@ def run(
         steering: adds stages to the plan while it runs, and gives some up; `None` = the plan stays as it is.
 
     Raises:
-        ResourceError: if the cluster is unreachable, or does not have what `resources` or the
+        ResourceError: if the cluster is unreachable, is lost on the way, or does not have what `resources` or the
             conditions of measurement ask for.
     """
     began = time.monotonic()
@@ -125,6 +125,8 @@ def run(
         return summary
     try:
         with connect(address, num_cpus=num_cpus) as cluster:
+            import ray
+
             there = nodes.alive()
             found, growth = list(there.values()), nodes.growth(there)
             offered = None if growth is None else [*found, *to_come(growth)]
@@ -141,6 +143,13 @@ def run(
             )
             try:
                 begun.watch()
+            except ray.exceptions.RayTaskError:  # a mistake in the queue
+                raise
+            except ray.exceptions.RayError as error:
+                raise ResourceError(
+                    f"the Ray cluster was lost on the way: {first_line(error)}. What is committed stays; once there is "
+                    "a cluster again, the same command goes on"
+                ) from error
             finally:
                 begun.clear_up()
     except ClusterUnreachable as error:
