@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from cluster.storage import StoreUnavailable
 from orchestrator.errors import Interrupted, SlimvitError, StoreError, UsageError
 from specs.secrets import redact
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERNAL_ERROR = 70
 """Exit code of our own mistakes (`EX_SOFTWARE` of sysexits.h)."""
 
@@ -37,6 +39,14 @@ def ending(command: Callable[[], object]) -> int:
     except StoreUnavailable as error:
         say(str(error))
         return StoreError.exit_code
+    except OSError as error:
+        if error.errno not in _FULL:
+            return _unforeseen(error)
+        say(
+            f"no room is left: {error}. Free some (`slimvit gc` deletes what no experiment needs); nothing that is "
+            "finished is lost, and the same command goes on"
+        )
+        return StoreError.exit_code
     except typer.TyperException as error:
         say(f"{error.format_message()}{_usage(error)}")
         return error.exit_code
@@ -46,15 +56,19 @@ def ending(command: Callable[[], object]) -> int:
         if users_mistake(error):
             say(str(error))
             return UsageError.exit_code
-        say(
-            f"internal error: {type(error).__name__}: {error}\n"
-            f"This is a mistake in slimvit (or in a strategy's package), not in your spec. The traceback is in "
-            f"{_save_traceback(error)}; please report it with that file."
-        )
-        return INTERNAL_ERROR
+        return _unforeseen(error)
     if result == Interrupted.exit_code:
         return _interrupted()
     return result if isinstance(result, int) else 0
+
+
+def _unforeseen(error: Exception) -> int:
+    say(
+        f"internal error: {type(error).__name__}: {error}\n"
+        f"This is a mistake in slimvit (or in a strategy's package), not in your spec. The traceback is in "
+        f"{_save_traceback(error)}; please report it with that file."
+    )
+    return INTERNAL_ERROR
 
 
 def users_mistake(error: Exception) -> bool:
