@@ -79,21 +79,28 @@ def undisturbed(folder: Path, servers: Servers) -> Undisturbed:
     Raises:
         AssertionError: if it does not finish, or leaves less than it should.
     """
-    grid = Grid(folder, servers.tracking.address)
-    known = _known(servers)
+    grid, known = Grid(folder, servers.tracking.address), _known(servers)
+    try:
+        return _look_at_undisturbed(grid, known, servers)
+    finally:
+        kill(*strays(known).values())
+
+
+def _look_at_undisturbed(grid: Grid, known: Known, servers: Servers) -> Undisturbed:
     command = grid.start()
     assert _ends(command), command.text()
     assert command.process.returncode == 0, command.text()
-    store = open_store(grid.store)
     servers.tracking.wait()
-    if _NOT_RECORDED in command.text():
+    if not _finished(command):  # the server was still on its way
         again = grid.start()
         assert _ends(again), again.text()
-    said = [s for each in grid.commands for s in each.said()]
-    found = [*checks.check_once(said, ()), *checks.check_leases(store)]
+        assert _finished(again), again.text()
+    store = open_store(grid.store)
+    found = [*checks.check_once(_said(grid), ()), *checks.check_leases(store)]
     found += checks.check_record(servers.tracking.database, grid.experiment, store)
     assert not found, found
-    assert not wait_gone(known, _GONE_S)
+    left = wait_gone(known, _GONE_S)
+    assert not left, [title_of(process) for process in left.values()]
     times = [at for at, line in command.lines if line.startswith("[")]
     return Undisturbed(checks.weights(store), len(times), times[-1] - times[0])
 

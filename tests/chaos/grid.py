@@ -147,6 +147,7 @@ class Grid:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
         command = Command(process)
         self.commands.append(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -24,7 +25,8 @@ _PATIENCE_S = 240.0
 
 
 class Server:
-    """Something that runs at one port, whoever kills it."""
+    """Something that runs at one port, whoever kills it; in a session of its own, so that no signal to the group of
+    whoever disturbs reaches it, nor the other way round."""
 
     def __init__(self) -> None:
         with socket.socket() as probe:
@@ -83,7 +85,13 @@ class Tracking(Server):
         command += ["--artifacts-destination", str(self.folder / "artefacts")]
         with (self.folder / "mlflow.log").open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=self.folder, stdout=log, stderr=log, text=True
+                [sys.executable, "-m", *command],
+                cwd=self.folder,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # nobody gives it jobs
+                stdout=log,
+                stderr=log,
+                text=True,
+                start_new_session=True,
             )
 
 
@@ -108,6 +116,7 @@ class Endpoint(Server):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                start_new_session=True,
             )
             assert self.process.stdout is not None
             self.process.stdout.readline()
