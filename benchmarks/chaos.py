@@ -4,11 +4,11 @@
     python benchmarks/chaos.py --seed 5 --only 17    # one of them alone, as it was in a run with this seed
     python benchmarks/chaos.py --seed 5 --first 40 --injections 20 --kinds worker lane
 
-Each injection happens to an experiment of its own: a teacher, four students and their measurements on two lanes, run by
-the `slimvit run` command on a real Ray cluster, with MLflow's server and, where it is about a bucket, moto's behind a
-proxy that fails (`tests/chaos`). Number, kind, moment and everything else that is left to chance follow from the seed;
-the moment is a place in the run's log, so that it means the same on a machine of another speed. Which of two processes
-is a little ahead at that moment is not under the seed's control.
+Each injection happens to an experiment of its own: a teacher, two students in three stages each and their measurements,
+on two lanes, run by the `slimvit run` command on a real Ray cluster, with MLflow's server and, where it is about a
+bucket, moto's behind a proxy that fails (`tests/chaos`). Number, kind, moment and everything else that is left to
+chance follow from the seed; the moment is a place in the run's log, so that it means the same on a machine of another
+speed. Which of two processes is a little ahead at that moment is not under the seed's control.
 
 After each: the same command finishes, at the second time at the latest; the weights of every stage are those of a run
 that nothing happened to, bit for bit; no stage was computed again once it was finished, and those under way went on

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import ArtifactStore
-from tests.chaos.grid import STAGES, Said
+from tests.chaos.grid import COMBINATIONS, STAGES, Said
 
 WEIGHTS = "model.safetensors"
 _SURE = ("loss", "lr", "val_top1")
@@ -105,7 +105,7 @@ def check_record(database: Path, experiment: str, store: ArtifactStore) -> Itera
                 yield f"MLflow has `{key}` of `{names[run][:40]}` at step {step} {count} times"
     if (kinds := Counter(t.get("slimvit.kind") for t in tags.values())) != {
         "experiment": 1,
-        "combination": STAGES // 2,
+        "combination": COMBINATIONS,
         "stage": STAGES,
     }:
         yield f"MLflow has other runs than the plan: {dict(kinds)}"

@@ -1,4 +1,4 @@
-"""The experiment that is disturbed: a teacher, four students, their measurements, and the command that runs it.
+"""The experiment that is disturbed: a teacher, two students in three stages each, and the command that runs it.
 
 It runs in a folder of its own with everything that a run keeps (store, journal, cache, temporary files) below it.
 """
@@ -29,20 +29,21 @@ stages:
     model: {{model: vit_tiny_patch16_224, args: {{patch_size: 7, embed_dim: 48, depth: 3, num_heads: 3}}}}
     training: &schedule {{epochs: 2, batch_size: 16, checkpoint_every_steps: {CHECKPOINT_EVERY}}}
   - {{name: student, teacher: {{stage: teacher}}, training: *schedule}}
+  - {{name: polish, init: {{stage: student}}, training: *schedule}}
+  - {{name: settle, init: {{stage: polish}}, training: *schedule}}
 matrix:
   axes:
     distill:
+      stage: student
       strategies:
-        none: []
         cold: [{{name: response, kind: soft, temperature: 1.0}}]
-        warm: [{{name: response, kind: soft, temperature: 2.0}}]
         hot: [{{name: response, kind: soft, temperature: 4.0}}]
 measurement:
   {{batch_sizes: [1], seconds: 0.05, images: 4, baseline: null, operating_points: {{}}, attempts: 1, max_drift: 1000}}
 resources: {{lanes: 2}}
 """
-STAGES = 9
-"""The teacher, four students, four measurements."""
+COMBINATIONS, STAGES = 2, 9
+"""A teacher that both share, three stages of training each, and their measurements."""
 _SAID = re.compile(
     r"^\[ *[\d.]+ s\] (?P<label>\S+): (?:(?P<begun>started)(?: again \(attempt \d+\))? on lane (?P<lane>\d+)"
     r"|goes on from step (?P<step>\d+)|(?P<done>finished) in .*)$"

@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -247,7 +247,7 @@ KINDS = {
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path):  # type: ignore[no-untyped-def]
+def small_disk(folder: Path) -> Iterator[None]:
     """A disk of a few mebibytes at this folder.
 
     Raises:
