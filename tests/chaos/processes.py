@@ -30,6 +30,7 @@ def reaper() -> Iterator[None]:
     if prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the system knows no subreapers")
     over = threading.Event()
+    wakes = signal.signal(signal.SIGURG, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     listener = threading.Thread(target=_listen, args=(over,), daemon=True)
     listener.start()
@@ -39,6 +40,7 @@ def reaper() -> Iterator[None]:
         over.set()
         listener.join()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGURG, wakes)
         prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
@@ -50,6 +52,7 @@ def _listen(over: threading.Event) -> None:
         senders = {p.pid: p for p in psutil.Process().children(recursive=True)}
         if found.si_pid not in senders:
             _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)  # else it goes on waiting
         else:
             said = title_of(senders[found.si_pid]) or "which has ended"
             print(f"SIGINT from below: process {found.si_pid}, {said}", file=sys.stderr, flush=True)
