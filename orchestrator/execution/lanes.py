@@ -44,7 +44,7 @@ class Lanes:
         self._num_starts = 0
         self._nodes: dict[str, Mapping[str, float]] = {}
         self._leaving: frozenset[str] = frozenset()
-        """Nodes that are about to be taken away; Ray would still place a group there."""
+        """Nodes that are about to be taken away: no group shall be placed there."""
         self._could_grow_since: dict[int, float] = {}
         self._not_before = self._without_room_since = float("-inf")
 
