@@ -13,6 +13,7 @@ from cluster.fill import as_yaml
 from cluster.state import forget, recall, remember
 from cluster.token import make_token
 from orchestrator.errors import Interrupted, ResourceError
+from orchestrator.execution import admission
 from specs.cluster import AwsCluster, cluster_name
 from specs.experiment import Experiment
 from specs.resources import ResourcesSpec
@@ -125,10 +126,8 @@ def cost(cluster: AwsCluster, found: Findings) -> str:
 
 def workers_on(instance: Instance, resources: ResourcesSpec) -> int:
     """How many workers of the spec fit on a node."""
-    fit = instance.vcpus // resources.cpus_per_worker
-    if resources.gpus_per_worker:
-        fit = min(fit, int(instance.gpus / resources.gpus_per_worker + 1e-6))
-    return fit
+    node = {"CPU": float(instance.vcpus), "GPU": float(instance.gpus)}
+    return admission.workers_on(node, admission.worker_resources(resources))
 
 
 def _checked(experiment: Experiment, cluster: AwsCluster) -> Findings:

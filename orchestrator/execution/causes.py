@@ -96,9 +96,9 @@ def of_group(error: BaseException) -> tuple[Failure, frozenset[int] | None]:
         return Failure("crash", f"its workers lost each other: {next(iter(seen.values()))[1]}"), None
     if found_no_place(error):
         return Failure("crash", "there was no room for its workers within a minute"), None
-    kind, reason = _of_rank(error, 1)
-    if kind == "preempted" or kind == "node lost":  # of the group's controller, which is no worker
-        return Failure(kind, reason), None
+    alone, reason = _of_rank(error, 1)
+    if alone == "preempted" or alone == "node lost":  # of the group's controller, which is no worker
+        return Failure(alone, reason), None
     return Failure("crash", first_line(error, last=True)), None
 
 

@@ -157,8 +157,10 @@ def _entrypoint() -> str:
 
 
 def _digest(plan: Plan, data: dict[str, Any]) -> str:
-    """What makes two submissions the same: the stages, and everything else that the spec says."""
-    content = json.dumps([sorted(plan.stages), data], sort_keys=True)
+    """What makes two submissions the same: the stages (of a search, whose stages grow, the search), and everything else
+    that the spec says."""
+    stages = sorted(plan.stages) if plan.search is None else [plan.search.digest]
+    content = json.dumps([stages, data], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

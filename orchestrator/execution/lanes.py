@@ -43,6 +43,8 @@ class Lanes:
         self._ended: SimpleQueue[tuple[int, Exception | None]] = SimpleQueue()
         self._num_starts = 0
         self._nodes: dict[str, Mapping[str, float]] = {}
+        self._leaving: frozenset[str] = frozenset()
+        """Nodes that are about to be taken away: no group shall be placed there."""
         self._could_grow_since: dict[int, float] = {}
         self._not_before = self._without_room_since = float("-inf")
 
@@ -52,7 +54,7 @@ class Lanes:
 
     def look(self, state: QueueState) -> Room:
         """See what nodes there are, and what room they have beside the lanes."""
-        self._nodes = nodes.alive()
+        self._nodes, self._leaving = nodes.alive(), nodes.draining()
         growth = nodes.growth(self._nodes)
         if growth is None:
             self._nodes["to come"] = {name: amount * _UNKNOWN for name, amount in self._admission.worker.items()}
@@ -132,7 +134,7 @@ class Lanes:
         self._workers[lane] = workers
         self._could_grow_since.pop(lane, None)
         name = f"{self._common.run_name}-lane{lane}-{self._num_starts}"
-        spec = replace(self._common, lane=lane, workers=workers, avoid=avoid, run_name=name)
+        spec = replace(self._common, lane=lane, workers=workers, avoid=avoid | self._leaving, run_name=name)
         thread = threading.Thread(target=self._drive, args=(spec,), name=f"slimvit-lane-{lane}", daemon=True)
         self._threads[lane] = thread
         thread.start()

@@ -28,7 +28,7 @@ PLAN, KIND, KEY, RECORDED = "slimvit.plan", "slimvit.kind", "slimvit.key", "slim
 """Tags: digest of the plan; `experiment`, `combination` or `stage`; which one; what of the store is recorded."""
 
 REASON = "slimvit.reason"
-"""Tag: why a run failed."""
+"""Tag: why a run failed, or was given up."""
 
 _PACKAGES = ("slimvit", "torch", "torchvision", "timm", "ray", "mlflow", "numpy", "pydantic")
 

@@ -21,17 +21,13 @@ import pytest
 
 from orchestrator.planning.plan import TrainStage
 from orchestrator.reporting.writer import Patience
+from tests.cluster.s3_process import CREDENTIALS, s3_server
 from tests.reporting.tracked import check_complete, events, query, tracker
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(1200)]
 
 PATIENCE_S = 300
 BUCKET = "slimvit-test"
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing-testing",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 
 
 def free_port() -> int:
@@ -113,17 +109,9 @@ def database() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """Address of an S3 endpoint with one bucket."""
-    pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(lambda: answers(f"{endpoint}/moto-api/"), server)
+    with s3_server() as endpoint:
         s3(endpoint).create_bucket(Bucket=BUCKET)
         yield endpoint
-    finally:
-        kill(server)
 
 
 def s3(endpoint: str) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.execution.events import StageFailed, StageStarted
+from orchestrator.execution.events import PlanGrew, StageFailed, StageStarted, StageStopped
+from orchestrator.planning.plan import SearchPlan
 from orchestrator.reporting import record
 from orchestrator.training.interface import Progress
 from tests.reporting.tracked import artefacts, check_complete, events, query, runs, tracker
@@ -87,6 +88,33 @@ def test_stages_are_recorded_as_they_finish(small: Any, uri: str) -> None:
     run = runs(small, uri)[f"stage:{teacher.digest}"]
     assert run.info.status == "FINISHED"
     assert "checkpoint/model.safetensors" in artefacts(run)
+
+
+def test_a_search_grows_and_gives_trials_up(small: Any, uri: str) -> None:
+    full, search = small.plan, SearchPlan(digest="d", algorithm="random", space={}, num_trials=2, proposed=1, judged=0)
+    first, last = full.combinations[0].name, full.combinations[-1].name
+    begun = tuple(c for c in full.combinations if c.name == first)
+    stages = {d: s for d, s in full.stages.items() if any(d in c.stages for c in begun)}
+    small.plan = full.model_copy(update={"combinations": begun, "stages": stages, "search": search})
+    small.finish()
+    live = tracker(small, uri, store=small.store)
+    for event in events(small):
+        live.on_event(event)
+    grown = full.model_copy(update={"search": search, "stopped": {last: "beaten by far"}})
+    new = tuple(d for d in full.stages if d not in stages)
+    live.on_event(PlanGrew(grown, new))
+    live.on_event(StageStarted(new[0], lane=0, attempt=1, at=0.0))
+    live.on_event(StageStopped(new[0], "beaten by far"))
+    assert live.sync(grown, small.store), "what was given up is not waited for"
+    live.close()
+    found = runs(small, uri)
+    assert found["experiment:lab"].info.status == "FINISHED"
+    for c in grown.combinations:
+        run = found[f"combination:{c.name} #{c.seed}"]
+        given_up = ("KILLED", "beaten by far") if c.name == last else ("FINISHED", None)
+        assert (run.info.status, run.data.tags.get(record.REASON)) == given_up
+    stopped = found[f"stage:{new[0]}"]
+    assert (stopped.info.status, stopped.data.tags[record.REASON]) == ("KILLED", "beaten by far")
 
 
 def test_killed_in_the_middle_and_gone_on(small: Any, uri: str) -> None:
