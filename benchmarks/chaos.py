@@ -1,8 +1,8 @@
 """Fault injection: what becomes of a run when something dies, fills up, fails, is damaged, or tells the wrong time.
 
-    python benchmarks/chaos.py                       # 105 injections, seven of each kind; hours on two cores
-    python benchmarks/chaos.py --seed 5 --only 17    # one of them alone, as it was in a run with this seed
-    python benchmarks/chaos.py --seed 5 --first 40 --injections 20 --kinds worker lane
+    python -m benchmarks.chaos                       # 105 injections, seven of each kind; hours on two cores
+    python -m benchmarks.chaos --seed 5 --only 17    # one of them alone, as it was in a run with this seed
+    python -m benchmarks.chaos --seed 5 --first 40 --injections 20 --kinds worker lane
 
 Each injection happens to an experiment of its own: a teacher, two students in three stages each and their measurements,
 on two lanes, run by the `slimvit run` command on a real Ray cluster, with MLflow's server and, where it is about a
@@ -18,7 +18,7 @@ Prints JSON; a line about each injection goes to the standard error. `work_lost`
 that was under way, the seconds from its newest checkpoint to the kill with the longest time between two of its
 checkpoints. Of experiments with violations the folders stay, with everything that the runs wrote.
 
-Runs on Linux. Full disks need the right to mount one: `unshare --user --map-root-user --mount python …` has it.
+Runs on Linux. Full disks need the right to mount one: `unshare --user --map-root-user --mount python -m …` has it.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def summary(seed: int, outcomes: list[Outcome], skipped: dict[str, str]) -> dict
                 "kind": outcome.injections[0].kind,
                 "done": outcome.done[0],
                 "violations": outcome.violations,
-                "replay": f"python benchmarks/chaos.py --seed {seed} --only {outcome.injections[0].number}",
+                "replay": f"python -m benchmarks.chaos --seed {seed} --only {outcome.injections[0].number}",
                 "folder": str(outcome.folder),
             }
             for outcome in outcomes
