@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,7 +79,10 @@ def _timm_version() -> str:
 
 @functools.lru_cache(maxsize=100_000)
 def _facts(model: str, args_json: str) -> ModelFacts:
-    args: dict[str, Any] = json.loads(args_json)
+    return replace(_structure(model, json.loads(args_json)), args=args_json)
+
+
+def _structure(model: str, args: dict[str, Any]) -> ModelFacts:
     name, _, tag = model.partition(".")
     table = _table()
     same_timm = table["timm"] == _timm_version()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from strategies.shapes import WHOLE, Shapes
@@ -48,6 +48,8 @@ class ModelFacts:
     `strategies.catalog`; empty only where nobody asked the catalog."""
     answers_only: bool = False
     """A teacher that is not run: its logits were stored, and nothing else of it can be had."""
+    args: str = field(default="{}", compare=False)
+    """Arguments with which timm builds it, as JSON; what they do to it is in the other fields."""
 
     @property
     def grid(self) -> int:

@@ -152,6 +152,9 @@ class TrainStages:
         }
         if len(teachers) > 1:
             parts["other_teachers"] = [teacher.identity for teacher in teachers[1:]]
+        at_once = spec.training.images_at_once(self._experiment.resources.workers)
+        if at_once != spec.training.images_at_once(1) and _compares_images(built, facts):
+            parts["micro_batch"] = at_once
         digest = digest_of(parts)
         stage = self.built.get(digest)
         if stage is None:
@@ -327,6 +330,11 @@ class TrainStages:
                 order.update(dict.fromkeys(self.ancestors(parent)))
             found = self._ancestors[digest] = (*order, digest)
         return found
+
+
+def _compares_images(built: list[tuple[Strategy[Any], dict[str, Any]]], facts: Facts) -> bool:
+    """Whether the numbers depend on which images share a micro-batch; networks of other families have batch norms."""
+    return facts.student.family == "other" or any(strategy.compares_images() for strategy, _ in built)
 
 
 def _teachers_needed(strategy: Strategy[Any], facts: Facts) -> int:

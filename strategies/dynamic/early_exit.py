@@ -100,6 +100,7 @@ class EarlyExit(Strategy[EarlyExitConfig]):
 
     kind = "dynamic"
     paper = "Bakhtiarnia et al. 2021, arXiv:2106.15183; distillation as in LGViT, Xu et al. 2023, arXiv:2308.00255"
+    version = 2
     neutral: ClassVar = {"threshold": 1.0}
     examples = (
         {"blocks": [1]},

@@ -67,6 +67,7 @@ class SlowFastTokens(Strategy[SlowFastTokensConfig]):
 
     kind = "dynamic"
     paper = "Xu et al. 2022, arXiv:2108.01390"
+    version = 2
     neutral: ClassVar = {"keep_rate": 1.0, "head": "own"}
     examples = (
         {"keep_rate": 0.5},
