@@ -41,6 +41,10 @@ class ModelFacts:
     """Heads and MLP channels can be cut: timm's `Mlp`, and no norm inside attention or MLP."""
     qk_norm: bool = False
     """Queries and keys are normed over the width of a head."""
+    patch_drop: float = 0.0
+    """Share of the patches that timm drops at random in training (`patch_drop_rate`)."""
+    patch_embedding: str = "PatchEmbed"
+    """Class of the layer that makes tokens of patches; timm's plain one is a single convolution."""
     num_inner_widths: int = 0
     """Of `other`: how many of its blocks' inner widths can be cut (`strategies/inner_widths.py`)."""
     tap_widths: tuple[int, ...] = ()

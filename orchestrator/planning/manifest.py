@@ -1,26 +1,22 @@
 """What a data set is, without decoding an image: its classes, how many images, and a digest of what it holds.
 
 A folder's digest is over relative paths and file sizes, so that moving the folder changes nothing and adding,
-removing, renaming or resizing an image does. Large folders are not read again while no directory has changed.
+removing, renaming or replacing an image does, unless its file has exactly as many bytes as before. Every file is looked
+at each time, for a folder does not tell whether a file in it was overwritten; that is a second or two for 100,000
+images on a disk of the machine itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from orchestrator.errors import DataError
 from orchestrator.planning.digest import digest_of
+from orchestrator.planning.image_folders import SUFFIXES, ImageFile, classes_in
 from specs.data import DataSpec, ImageFolder, Torchvision
-
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-CACHE_FROM_IMAGES = 50_000
-"""Folders with at least this many images are kept in the cache; smaller ones are quick to read, and always read."""
 
 TORCHVISION = {
     "CIFAR10": (10, 50_000, 10_000),
@@ -67,6 +63,20 @@ def manifest_of(data: DataSpec) -> Manifest:
     return Manifest(digest_of(parts), 10, 4_000, 1_000, tuple(str(digit) for digit in range(10)))
 
 
+class Manifests:
+    """Manifests by their data, each read once: one command looks at the same images many times."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], Manifest] = {}
+
+    def of(self, data: DataSpec) -> Manifest:
+        """As `manifest_of`."""
+        key = (data.root, data.train, data.val) if isinstance(data, ImageFolder) else (data.kind, data.name)
+        if key not in self._known:
+            self._known[key] = manifest_of(data)
+        return self._known[key]
+
+
 def _image_folder(data: ImageFolder) -> Manifest:
     root = Path(data.root).expanduser().absolute()
     splits = {"train": root / data.train, "val": root / data.val}
@@ -76,44 +86,19 @@ def _image_folder(data: ImageFolder) -> Manifest:
                 f"the {split} images are not there: no folder {folder}. "
                 f"Set `data.root` and `data.{split}` to folders with one sub-folder a class."
             )
-    cached = _cache_file(root, data)
-    kept = _read_cache(cached)
-    if kept is not None:
-        return kept
-    changed: dict[str, int] = {}
-    found = {split: dict(_classes(folder, changed)) for split, folder in splits.items()}
+    found = {split: classes_in(folder) for split, folder in splits.items()}
     _check(found, splits)
     counts = {split: sum(map(len, classes.values())) for split, classes in found.items()}
     digest = hashlib.sha256()
     for split, classes in found.items():
-        for name in sorted(classes):
-            for path, size in sorted(classes[name]):
+        for name in classes:
+            for path, size in sorted(classes[name]):  # as text, `/` included: digests were always taken so
                 digest.update(f"{split}/{name}/{path}\0{size}\n".encode())
-    names = tuple(sorted(found["train"]))
-    manifest = Manifest(digest.hexdigest(), len(names), counts["train"], counts["val"], names)
-    if sum(counts.values()) >= CACHE_FROM_IMAGES:
-        _write_cache(cached, changed, manifest)
-    return manifest
+    names = tuple(found["train"])
+    return Manifest(digest.hexdigest(), len(names), counts["train"], counts["val"], names)
 
 
-def _classes(split: Path, changed: dict[str, int]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """Class → its images as (relative path, bytes); notes when each directory last changed."""
-    changed[str(split)] = split.stat().st_mtime_ns
-    for entry in os.scandir(split):
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield entry.name, list(_images(Path(entry.path), "", changed))
-
-
-def _images(folder: Path, prefix: str, changed: dict[str, int]) -> Iterator[tuple[str, int]]:
-    changed[str(folder)] = folder.stat().st_mtime_ns
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            yield from _images(Path(entry.path), f"{prefix}{entry.name}/", changed)
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield prefix + entry.name, entry.stat().st_size
-
-
-def _check(found: dict[str, dict[str, list[tuple[str, int]]]], splits: dict[str, Path]) -> None:
+def _check(found: dict[str, dict[str, list[ImageFile]]], splits: dict[str, Path]) -> None:
     """Refuse data that cannot train or validate."""
     train, val = found["train"], found["val"]
     if len(train) < 2:
@@ -135,28 +120,3 @@ def _check(found: dict[str, dict[str, list[tuple[str, int]]]], splits: dict[str,
                 f"{splits[where]} lacks {len(missing)} of the classes in {splits[other]}: {names}. "
                 "Both splits need the same class folders."
             )
-
-
-def _cache_file(root: Path, data: ImageFolder) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (
-        home / "slimvit" / "manifests" / f"{digest_of({'root': str(root), 'train': data.train, 'val': data.val})}.json"
-    )
-
-
-def _read_cache(path: Path) -> Manifest | None:
-    """The kept manifest, if no directory has changed since; an unreadable one counts as absent."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if any(os.stat(folder).st_mtime_ns != time for folder, time in kept["changed"].items()):
-            return None
-        return Manifest(**{**kept["manifest"], "class_names": tuple(kept["manifest"]["class_names"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _write_cache(path: Path, changed: dict[str, int], manifest: Manifest) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps({"changed": changed, "manifest": asdict(manifest)}), encoding="utf-8")
-    temporary.replace(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.planning.digest import FORMAT, TRAINING_VERSION, canonical, digest_of
 from orchestrator.planning.feasible import num_training_images, obstacles, too_short
-from orchestrator.planning.manifest import Manifest, manifest_of
+from orchestrator.planning.manifest import Manifest, Manifests
 from orchestrator.planning.networks import (
     Network,
     as_teacher,
@@ -71,7 +71,8 @@ class TrainStages:
     acting: dict[str, tuple[tuple[Strategy[Any], ...], Facts]] = field(default_factory=dict)
     """The strategies of each stage, and what they were told of the networks, by digest."""
     _nodes: dict[tuple[int, Choice], Node] = field(default_factory=dict)
-    _manifests: dict[int, tuple[Manifest, dict[str, Any]]] = field(default_factory=dict)
+    _manifests: Manifests = field(default_factory=Manifests)
+    _data: dict[int, tuple[Manifest, dict[str, Any]]] = field(default_factory=dict)
     _verdicts: dict[tuple[Any, ...], tuple[tuple[str, ...], int]] = field(default_factory=dict)
     _strategies: dict[int | str, tuple[Strategy[Any], dict[str, Any]]] = field(default_factory=dict)
     _networks: dict[tuple[Any, ...], Network] = field(default_factory=dict)
@@ -281,11 +282,11 @@ class TrainStages:
 
     def data(self, data: DataSpec) -> tuple[Manifest, dict[str, Any]]:
         """What the data holds, and its part of digests."""
-        found = self._manifests.get(id(data))
+        found = self._data.get(id(data))
         if found is None:
-            manifest = manifest_of(data)
+            manifest = self._manifests.of(data)
             part = data.model_dump(mode="json", exclude=NOT_IN_DATA_DIGEST) | {"manifest": manifest.digest}
-            found = self._manifests[id(data)] = (manifest, part)
+            found = self._data[id(data)] = (manifest, part)
         return found
 
     def _strategy(self, config: StrategyConfig) -> tuple[Strategy[Any], dict[str, Any]]:

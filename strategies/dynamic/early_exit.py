@@ -158,7 +158,6 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         """Put a head at each exit."""
         from torch import nn
 
-        from strategies.component.patch_grid import refuse_patch_drop
         from strategies.dynamic.exit_grid_head import grid_exit
         from strategies.dynamic.exit_head import LinearExit
 
@@ -166,7 +165,6 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         self.blocks = self.exits(depth)
         heads: dict[int, LinearExit] = {}
         if self.config.head == "conv_attention":
-            refuse_patch_drop(self.name, student.model)
             for block in self.blocks:
                 heads[block] = grid_exit(student.model, threshold, shallow=2 * (block + 1) <= depth)
         else:
