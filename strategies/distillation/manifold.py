@@ -75,9 +75,6 @@ class Manifold(Strategy[ManifoldConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Adds nothing; remembers the pairs."""
-        from strategies.component.patch_grid import refuse_patch_drop
-
-        refuse_patch_drop(self.name, student.model)
         self.compared = self.pairs(facts)
 
     def compares_images(self) -> bool:
