@@ -76,7 +76,7 @@ def test_arguments_against_the_data_are_refused(planned, args, said):
 
 def test_a_network_that_loses_patches_at_random_cannot_be_read_as_a_picture(planned):
     dropping = {"model": "vit_tiny_patch16_224", "args": {**TINY, "patch_drop_rate": 0.3}}
-    for name, options in (("conditional_position", {}), ("coarse_to_fine", {}), ("window_attention", {"window": 3})):
+    for name, options in (("conditional_position", {}), ("skip_attention", {}), ("window_attention", {"window": 3})):
         stages = [{"name": "student", "strategies": [{"name": name, **options}]}]
         with pytest.raises(PlanError, match=rf"`{name}` needs .*`patch_drop_rate` is 0.3; allowed: 0.*Way out"):
             planned(teacher=None, stages=stages, student=dropping)
