@@ -166,20 +166,20 @@ def gains(
 
 def table(strategies: Mapping[str, Any]) -> str:
     """A result as Markdown: each strategy's shares of its promise, beside those of the same tokens alone."""
-    batches = [key for key in next(iter(strategies.values())) if key.startswith("batch_")]
-    head = ["strategy", "promised gain"]
-    for batch in batches:
-        head += [f"share at {batch.replace('_', ' ')}", "same tokens alone"]
+    columns = [
+        (batch, of)
+        for batch in next(iter(strategies.values()))
+        if batch.startswith("batch_")
+        for of in ("network", "same_tokens")
+        if of == "network" or any(of in one[batch] for one in strategies.values())
+    ]
+    heads = {"network": "share at {}", "same_tokens": "same tokens alone at {}"}
+    head = ["strategy", "promised gain", *(heads[of].format(batch.replace("_", " ")) for batch, of in columns)]
     rows = [head, ["---"] * len(head)]
     for name, one in strategies.items():
-        row = [f"`{name}`", f"{one['promised_gain']:.2f}"]
-        for batch in batches:
-            alone = one[batch].get("same_tokens")
-            row += [
-                f"{one[batch]['share_of_promise']:.2f}",
-                "" if alone is None else f"{alone['share_of_promise']:.2f}",
-            ]
-        rows.append(row)
+        found = [one[batch] if of == "network" else one[batch].get(of) for batch, of in columns]
+        shares = ["" if f is None else f"{f['share_of_promise']:.2f}" for f in found]
+        rows.append([f"`{name}`", f"{one['promised_gain']:.2f}", *shares])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
