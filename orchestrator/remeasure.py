@@ -15,6 +15,7 @@ from rich.console import Console
 
 from orchestrator.arguments import measured_under
 from orchestrator.errors import UsageError
+from orchestrator.planning.manifest import Manifests
 from orchestrator.planning.plan import Combination, MeasureStage
 from orchestrator.planning.remeasure import measured_anew, measurement_of, with_measurements
 from orchestrator.reporting.command import compare_experiment
@@ -67,7 +68,8 @@ def measure_experiment(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     _say_untrained(found, [c for c in selected if c not in trained], trained, console)
 
-    wanted = {_run(c): _wanted(found, c, conditions) for c in trained}
+    manifests = Manifests()
+    wanted = {_run(c): _wanted(found, c, conditions, manifests) for c in trained}
     part = with_measurements(plan, trained, lambda c: wanted[_run(c)])
     lent = found.experiment.model_copy(update={"resources": _resources(found.experiment.resources, wanted.values())})
     summary = watched(part, lent, found.store, address, plain, console)
@@ -83,12 +85,15 @@ def _run(combination: Combination) -> Run:
     return combination.name, combination.seed
 
 
-def _wanted(found: Found, combination: Combination, conditions: Mapping[str, Any]) -> MeasureStage:
+def _wanted(
+    found: Found, combination: Combination, conditions: Mapping[str, Any], manifests: Manifests
+) -> MeasureStage:
     """The measurement that this combination is to get."""
     planned = measurement_of(found.plan, combination)
     if not conditions and found.store.committed(f"stages/{planned.digest}"):
         return planned
-    return measured_anew(planned, measured_under(conditions, planned.measurement), found.experiment.resources)
+    measurement = measured_under(conditions, planned.measurement)
+    return measured_anew(planned, measurement, found.experiment.resources, manifests)
 
 
 def _newest(found: Found) -> dict[Run, MeasureStage]:

@@ -162,6 +162,10 @@ class TrainingSpec(SpecModel):
     checkpoint_every_steps: PositiveInt | None = None
     """Optimiser steps between two checkpoints to resume from, besides the one after each epoch."""
 
+    def images_at_once(self, workers: int) -> int:
+        """Images of one forward pass of each worker."""
+        return self.micro_batch or max(self.batch_size // workers, 1)
+
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingSpec:
         if self.micro_batch is not None and self.batch_size % self.micro_batch:

@@ -164,8 +164,6 @@ class Strategy(Generic[C]):
     """`wrap` changes shapes once and for all; a network loaded from a checkpoint already has it (pruning)."""
     late: ClassVar[bool] = False
     """Of those that act once: acts after the others, on what they left (factors of what pruning left)."""
-    copies: ClassVar[bool] = False
-    """`wrap` copies the timm network; it acts before those that change or attach anything but shapes."""
     deployed: ClassVar[bool] = True
     """Its modules belong to the network as deployed; `False` for what only training needs (projectors)."""
     knob: ClassVar[str | None] = None
@@ -201,6 +199,11 @@ class Strategy(Generic[C]):
     def calibration(self) -> int:
         """Images whose gradients a `cut` reads; 0 = none."""
         return 0
+
+    def compares_images(self) -> bool:
+        """Whether what it computes depends on which images share a micro-batch. Its stage is then another one for
+        another size of micro-batch. Pure; loads no torch."""
+        return False
 
     def cut(self, student: Student, facts: Facts, moment: int, gradients: Gradients | None) -> Cut | None:
         """Say what stays of the network; the loop cuts it, its average and the optimiser's state, and composes it anew.

@@ -191,6 +191,7 @@ class VisionTransformerStudent(Student):
                     left.append((rows[leaves], logits[leaves], i))
                     state = state.select(torch.nonzero(~leaves).squeeze(1))
                     if state.num_images == 0:
+                        out.num_tokens += [0.0] * (self.model_depth - 1 - i)
                         break
         if state.aside is not None and state.num_images and self.model_depth not in self.entry:
             state = rejoin(state)
@@ -200,7 +201,13 @@ class VisionTransformerStudent(Student):
         if unanswered is not None:
             rows = torch.nonzero(unanswered).squeeze(1)
             out.logits, state = out.logits.index_select(0, rows), replace(state, image=rows)
-        return self._gather_exits(out, state, left) if left else out
+        if not left:
+            return out
+        out = self._gather_exits(out, state, left)
+        if not tapping:
+            assert out.exit_block is not None, "images left"
+            out.passed = out.exit_block + 1
+        return out
 
     @property
     def model_depth(self) -> int:

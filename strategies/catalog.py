@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +25,7 @@ from strategies.facts import ModelFacts
 
 TABLE = Path(__file__).with_name("catalog.json")
 BUILDER_TIMEOUT_S = 300
-FACTS_FORMAT = 2
+FACTS_FORMAT = 3
 """Raised when facts get a new field: kept answers of before do not have it."""
 REFUSED, UNKNOWN = 3, 4
 """Exit codes of the second process: arguments that do not fit together; a name that does not exist."""
@@ -78,7 +79,10 @@ def _timm_version() -> str:
 
 @functools.lru_cache(maxsize=100_000)
 def _facts(model: str, args_json: str) -> ModelFacts:
-    args: dict[str, Any] = json.loads(args_json)
+    return replace(_structure(model, json.loads(args_json)), args=args_json)
+
+
+def _structure(model: str, args: dict[str, Any]) -> ModelFacts:
     name, _, tag = model.partition(".")
     table = _table()
     same_timm = table["timm"] == _timm_version()
@@ -148,6 +152,8 @@ def _plain(model: str, own: dict[str, Any], row: Mapping[str, Any], args: Mappin
     for name in ("embed_dim", "depth", "num_heads", "in_chans", "num_classes"):
         if name in args and a[name] < 1:  # published feature extractors have 0 classes
             raise ValueError(f"`{model}`: `{name}` is {a[name]}. Way out: at least 1.")
+    if not 0 <= a["patch_drop_rate"] < 1:
+        raise ValueError(f"`{model}`: `patch_drop_rate` is {a['patch_drop_rate']}. Way out: a share from 0 to below 1.")
     if a["mlp_ratio"] <= 0 or a["reg_tokens"] < 0:
         raise ValueError(f"`{model}`: `mlp_ratio` must be positive and `reg_tokens` not negative.")
     if a["embed_dim"] % a["num_heads"]:
@@ -213,6 +219,7 @@ def _plain(model: str, own: dict[str, Any], row: Mapping[str, Any], args: Mappin
         has_distillation_token=distilled,
         can_prune=row.get("can_prune", True) and not scaled,
         qk_norm=a["qk_norm"],
+        patch_drop=a["patch_drop_rate"],
     )
 
 

@@ -104,6 +104,8 @@ def facts_from(network: Any, model: str) -> ModelFacts:
         has_distillation_token=hasattr(network, "dist_token"),
         can_prune=can_prune(network),
         qk_norm=type(block.attn.q_norm) is not nn.Identity,
+        patch_drop=getattr(network.patch_drop, "prob", 0.0),
+        patch_embedding=type(network.patch_embed).__name__,
         tap_widths=(network.embed_dim,) * len(network.blocks),
     )
 

@@ -61,6 +61,9 @@ WORDS = {
 }
 """What a claim is about, in words; claims of third parties go by their own name."""
 
+PLACES = (api.INPUT, api.GRID, api.PLACED, api.TAP, api.FINAL_TOKENS, api.DENSE_LOGITS)
+"""Claims for which every patch must be at its place, in training too."""
+
 Found = list[tuple[Strategy[Any], Claims]]
 
 
@@ -111,6 +114,7 @@ def _conflicts(
     offered = frozenset[Claim]().union(*(claims.offers for _, claims in claimed))
     for strategy, claims in claimed:
         reasons += _missing(strategy, claims, seen(strategy), offered)
+        reasons += _unplaced(strategy, claims, seen(strategy))
         if strategy.once and not restored and seen(strategy).shapes.ranks:
             reasons += _factored(strategy, claims)
     for (a, claims_a), (b, claims_b) in combinations(claimed, 2):
@@ -160,6 +164,20 @@ def _missing(strategy: Strategy[Any], claims: Claims, facts: Facts, offered: fro
                 words = _words(what) if number == 0 else _words(what).replace("the teacher", f"teacher {number + 1}", 1)
                 reasons.append(f"`{strategy.name}` {'changes' if owned else 'needs'} {words}{_at(blocks)}, but {lack}")
     return reasons
+
+
+def _unplaced(strategy: Strategy[Any], claims: Claims, facts: Facts) -> list[str]:
+    """Why this strategy cannot have what it claims of patches' places, because timm takes some of them away. What
+    other strategies offer cannot bring them back."""
+    student = facts.student
+    claimed = [blocks for what, blocks in _grouped(claims.owns | claims.needs) if what in PLACES]
+    if student.patch_drop and claimed:
+        return [
+            f"`{strategy.name}` needs {_words(api.GRID)}{_at(claimed[0])}, but `{student.model}` drops patches at "
+            f"random in training (`patch_drop_rate` is {student.patch_drop:g}; allowed: 0). Way out: "
+            "`patch_drop_rate: 0` in the student's `args`."
+        ]
+    return []
 
 
 def _factored(strategy: Strategy[Any], claims: Claims) -> list[str]:
@@ -212,6 +230,11 @@ def _lack(what: str, blocks: Sequence[int], facts: Facts, *, owned: bool, number
         return (
             f"`{student.model}` offers only logits and the features after its stages: {student.why_not_vit}. "
             f"Way out: a plain Vision Transformer (`vit_*`, `deit_*`) as the student."
+        )
+    if what == api.INPUT and student.patch_embedding != "PatchEmbed":
+        return (
+            f"`{student.model}` makes tokens of patches with `{student.patch_embedding}`, which takes images of one "
+            "size alone. Way out: a network with timm's own `PatchEmbed`, as plain Vision Transformers have it."
         )
     if what in (SHAPES, api.MLP_SHAPES) and not student.can_prune:
         return (

@@ -90,8 +90,7 @@ def compose(
     for strategy in (s for s in ordered(strategies) if s.once and not restored):
         strategy.wrap(student, facts.further(student.shapes) if strategy.late else facts)
     facts = facts.further(student.shapes)
-    # Whoever copies the network takes it as timm and pruning left it, before others attach anything.
-    for strategy in sorted((s for s in ordered(strategies) if not s.once), key=lambda s: not s.copies):
+    for strategy in (s for s in ordered(strategies) if not s.once):
         strategy.wrap(student, facts)
     needs = needs_of(strategies, facts)
     _hand_out(student, needs, api.TAP, api.PROJECTIONS, api.FINAL_TOKENS, api.DENSE_LOGITS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from strategies.shapes import WHOLE, Shapes
@@ -41,6 +41,10 @@ class ModelFacts:
     """Heads and MLP channels can be cut: timm's `Mlp`, and no norm inside attention or MLP."""
     qk_norm: bool = False
     """Queries and keys are normed over the width of a head."""
+    patch_drop: float = 0.0
+    """Share of the patches that timm drops at random in training (`patch_drop_rate`)."""
+    patch_embedding: str = "PatchEmbed"
+    """Class of the layer that makes tokens of patches; timm's plain one is a single convolution."""
     num_inner_widths: int = 0
     """Of `other`: how many of its blocks' inner widths can be cut (`strategies/inner_widths.py`)."""
     tap_widths: tuple[int, ...] = ()
@@ -48,6 +52,8 @@ class ModelFacts:
     `strategies.catalog`; empty only where nobody asked the catalog."""
     answers_only: bool = False
     """A teacher that is not run: its logits were stored, and nothing else of it can be had."""
+    args: str = field(default="{}", compare=False)
+    """Arguments with which timm builds it, as JSON; what they do to it is in the other fields."""
 
     @property
     def grid(self) -> int:

@@ -15,5 +15,5 @@ class Gradients:
     mean: Mapping[str, Tensor]
     """∂L/∂w, L being the mean loss over all calibration images."""
     square: Mapping[str, Tensor]
-    """Mean of (∂L_m/∂w)² over micro-batches m: the diagonal of the empirical Fisher matrix, to a factor that is the
-    same for all weights."""
+    """Mean of (∂L_m/∂w)² over micro-batches m of B images. Its noise is 1/B of the diagonal of the empirical Fisher
+    matrix, E[(∂L/∂w)²] over single images, which it is for B = 1 (`training.micro_batch: 1`)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,14 +32,16 @@ def total_loss(
         out: the student's output in training mode.
         teacher: the teacher's output on the same images; `None` without teacher.
         target: class indices [B] (int64), or class probabilities [B, C].
-        label_smoothing: share of the target spread evenly over all classes, of the task's cross-entropy alone (for
-            probabilities the mixing has applied it already).
+        label_smoothing: share of the target spread evenly over all classes, for the task and for every strategy alike
+            (probabilities come from mixing, which has applied it already).
 
     Returns:
         The scalar loss, and every unweighted term under `task` or `<strategy>.<term>`, detached.
     """
     smoothing = label_smoothing if target.dim() == 1 else 0.0
     task = F.cross_entropy(out.logits.float(), target, label_smoothing=smoothing)
+    if smoothing:
+        target = smoothed(target, out.logits.shape[-1], smoothing)
     terms: dict[str, Tensor] = {TASK: task.detach()}
     task_weight = 1.0
     weighted: list[Tensor] = []
@@ -53,3 +56,15 @@ def total_loss(
     for term in weighted:
         loss = loss + term
     return loss, terms
+
+
+def smoothed(target: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
+    """Class indices [B] as probabilities [B, C] (float32): 1 − ε + ε/C for the class, ε/C for each other.
+
+    Source: Szegedy et al. 2016, arXiv:1512.00567, section 7.
+    """
+    return (
+        F.one_hot(target, num_classes)
+        .float()
+        .lerp(torch.full((), 1 / num_classes, device=target.device), label_smoothing)
+    )

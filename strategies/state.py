@@ -221,9 +221,19 @@ class Output:
     num_prefix_tokens: int = 0
     """Prefix tokens in `features`."""
     num_tokens: list[float] = field(default_factory=list)
-    """Tokens an image has after each block that was run (mean over the images that were left)."""
+    """Tokens an image has after each block, as a mean over the images that were left; 0 where none was."""
+    passed: Tensor | None = None
+    """[B] (int64): how many of the blocks in `num_tokens` each image went through. Evaluation only, `None` = all."""
     exit_block: Tensor | None = None
     """[B] (int64): block after which each image left; the last block's index if it went through. Evaluation only,
     `None` without exits."""
     others: tuple[Output, ...] = ()
     """Of a teacher's output: the outputs of the stage's further teachers, in the spec's order."""
+
+    def tokens_an_image(self) -> list[float]:
+        """Tokens after each block, as a mean over all images of the batch: those that had left have none."""
+        if self.passed is None:
+            return self.num_tokens
+        blocks = torch.arange(len(self.num_tokens), device=self.passed.device)
+        shares: list[float] = (self.passed.unsqueeze(1) > blocks).double().mean(dim=0).tolist()
+        return [tokens * share for tokens, share in zip(self.num_tokens, shares, strict=True)]

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from cluster.storage import ArtifactStore
-from orchestrator.errors import ResourceError, StoreError
+from orchestrator.errors import ResourceError
 from orchestrator.measurement.baseline import at_input_of
 from orchestrator.measurement.conditions import Settings
 from orchestrator.measurement.images import validation_images
@@ -24,6 +23,7 @@ from orchestrator.measurement.training_memory import Training
 from orchestrator.planning.plan import MeasureStage, TrainStage
 from orchestrator.planning.validation_set import validation_set
 from orchestrator.training.checkpoint import DESCRIPTION
+from orchestrator.training.finished import fetched, result_of
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
 from orchestrator.training.outcomes import Outcomes
 from orchestrator.training.settle import settle
@@ -51,12 +51,11 @@ def run_measure_stage(stage: MeasureStage, context: WorkerContext, io: StageIO) 
     """
     name = f"stages/{stage.digest}"
     if io.store.committed(name):
-        finished: dict[str, Any] = json.loads((_fetch(io.store, name) / "result.json").read_text(encoding="utf-8"))
-        return finished
+        return result_of(io.store, name)
     _check_stop(stage, io)
     io.report(Progress("start", stage.digest))
     started = time.monotonic()
-    artefact = _fetch(io.store, f"stages/{stage.parents[0]}")
+    artefact = fetched(io.store, f"stages/{stage.parents[0]}")
     settings = _settings(stage.measurement, context)
     images = validation_images(stage.data, stage.measurement.images)
     baseline, no_baseline = _baseline(stage, artefact)
@@ -126,13 +125,6 @@ def _baseline(stage: MeasureStage, artefact: Path) -> tuple[ModelSpec | None, st
         return at_input_of(student, stage.measurement.baseline, stage.input_size), ""
     except ValueError as error:
         return None, f"the baseline cannot be built at {stage.input_size} px: {error}"
-
-
-def _fetch(store: ArtifactStore, name: str) -> Path:
-    try:
-        return store.fetch(name)
-    except (FileNotFoundError, ValueError) as error:
-        raise StoreError(str(error)) from error
 
 
 def _by_name(rows: list[MetricRow]) -> dict[str, float]:

@@ -81,7 +81,7 @@ def num_training_images(data: DataSpec, in_all: int) -> int:
 
 
 def _not_shared(training: TrainingSpec, workers: int) -> Iterator[str]:
-    size = training.micro_batch or max(training.batch_size // workers, 1)
+    size = training.images_at_once(workers)
     together = size * workers
     augmentation = training.augmentation
     if training.batch_size % together:

@@ -1,17 +1,16 @@
 """What a data set is, without decoding an image: its classes, how many images, and a digest of what it holds.
 
 A folder's digest is over relative paths and file sizes, so that moving the folder (into a bucket, too) changes nothing
-and adding, removing, renaming or resizing an image does. Large folders are not read again while no directory has
-changed.
+and adding, removing, renaming or replacing an image does, unless its file has exactly as many bytes as before. Every
+file is looked at each time, for a folder does not tell whether a file in it was overwritten; that is a second or two
+for 100,000 images on a disk of the machine itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,12 +18,9 @@ from cluster.remote import open_folder
 from cluster.storage import StoreUnavailable
 from orchestrator.errors import DataError
 from orchestrator.planning.digest import digest_of
+from orchestrator.planning.image_folders import SUFFIXES, ImageFile, classes_in
 from specs.address import is_remote
 from specs.data import DataSpec, ImageFolder, Torchvision
-
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-CACHE_FROM_IMAGES = 50_000
-"""Folders with at least this many images are kept in the cache; smaller ones are quick to read, and always read."""
 
 TORCHVISION = {
     "CIFAR10": (10, 50_000, 10_000),
@@ -37,9 +33,8 @@ TORCHVISION = {
 }
 """Classes, training images and validation images of torchvision's data sets (its test split validates)."""
 
-
-Classes = dict[str, dict[str, list[tuple[str, int]]]]
-"""Split → class → its images as (relative path, bytes)."""
+Found = dict[str, dict[str, list[ImageFile]]]
+"""Split → class → its images."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,24 @@ def manifest_of(data: DataSpec) -> Manifest:
     return Manifest(digest_of(parts), 10, 4_000, 1_000, tuple(str(digit) for digit in range(10)))
 
 
+class Manifests:
+    """Manifests by their data, each read once: one command looks at the same images many times."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], Manifest] = {}
+
+    def of(self, data: DataSpec) -> Manifest:
+        """As `manifest_of`."""
+        key = (
+            (data.root, data.train, data.val, str(data.endpoint))
+            if isinstance(data, ImageFolder)
+            else (data.kind, data.name)
+        )
+        if key not in self._known:
+            self._known[key] = manifest_of(data)
+        return self._known[key]
+
+
 def _image_folder(data: ImageFolder) -> Manifest:
     root = Path(data.root).expanduser().absolute()
     splits = {"train": root / data.train, "val": root / data.val}
@@ -84,23 +97,15 @@ def _image_folder(data: ImageFolder) -> Manifest:
                 f"the {split} images are not there: no folder {folder}. "
                 f"Set `data.root` and `data.{split}` to folders with one sub-folder a class."
             )
-    cached = _cache_file(root, data)
-    kept = _read_cache(cached)
-    if kept is not None:
-        return kept
-    changed: dict[str, int] = {}
-    found = {split: dict(_classes(folder, changed)) for split, folder in splits.items()}
+    found = {split: classes_in(folder) for split, folder in splits.items()}
     _check(found, {split: str(folder) for split, folder in splits.items()})
-    manifest = _manifest(found)
-    if manifest.num_train + manifest.num_val >= CACHE_FROM_IMAGES:
-        _write_cache(cached, changed, manifest)
-    return manifest
+    return _manifest(found)
 
 
 def _remote_folder(data: ImageFolder) -> Manifest:
     """Of images in a bucket, from its listing."""
     names = {"train": data.train.strip("/"), "val": data.val.strip("/")}
-    found: Classes = {split: {} for split in names}
+    found: Found = {split: {} for split in names}
     try:
         listed = open_folder(data.root, data.endpoint).files(fresh=True)
     except StoreUnavailable as error:
@@ -112,7 +117,7 @@ def _remote_folder(data: ImageFolder) -> Manifest:
                 continue
             images = found[split].setdefault(kind, [])
             if os.path.splitext(path)[1].lower() in SUFFIXES:
-                images.append((path, file.size))
+                images.append(ImageFile(path, file.size))
     places = {split: f"{data.root.rstrip('/')}/{name}" for split, name in names.items()}
     for split, classes in found.items():
         if not classes:
@@ -124,36 +129,19 @@ def _remote_folder(data: ImageFolder) -> Manifest:
     return _manifest(found)
 
 
-def _manifest(found: Classes) -> Manifest:
+def _manifest(found: Found) -> Manifest:
     """Of the images of each split and class."""
     counts = {split: sum(map(len, classes.values())) for split, classes in found.items()}
     digest = hashlib.sha256()
     for split, classes in found.items():
         for name in sorted(classes):
-            for path, size in sorted(classes[name]):
+            for path, size in sorted(classes[name]):  # as text, `/` included: digests were always taken so
                 digest.update(f"{split}/{name}/{path}\0{size}\n".encode())
     names = tuple(sorted(found["train"]))
     return Manifest(digest.hexdigest(), len(names), counts["train"], counts["val"], names)
 
 
-def _classes(split: Path, changed: dict[str, int]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """Class → its images as (relative path, bytes); notes when each directory last changed."""
-    changed[str(split)] = split.stat().st_mtime_ns
-    for entry in os.scandir(split):
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield entry.name, list(_images(Path(entry.path), "", changed))
-
-
-def _images(folder: Path, prefix: str, changed: dict[str, int]) -> Iterator[tuple[str, int]]:
-    changed[str(folder)] = folder.stat().st_mtime_ns
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            yield from _images(Path(entry.path), f"{prefix}{entry.name}/", changed)
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield prefix + entry.name, entry.stat().st_size
-
-
-def _check(found: Classes, splits: dict[str, str]) -> None:
+def _check(found: Found, splits: dict[str, str]) -> None:
     """Refuse data that cannot train or validate."""
     train, val = found["train"], found["val"]
     if len(train) < 2:
@@ -175,28 +163,3 @@ def _check(found: Classes, splits: dict[str, str]) -> None:
                 f"{splits[where]} lacks {len(missing)} of the classes in {splits[other]}: {names}. "
                 "Both splits need the same class folders."
             )
-
-
-def _cache_file(root: Path, data: ImageFolder) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (
-        home / "slimvit" / "manifests" / f"{digest_of({'root': str(root), 'train': data.train, 'val': data.val})}.json"
-    )
-
-
-def _read_cache(path: Path) -> Manifest | None:
-    """The kept manifest, if no directory has changed since; an unreadable one counts as absent."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if any(os.stat(folder).st_mtime_ns != time for folder, time in kept["changed"].items()):
-            return None
-        return Manifest(**{**kept["manifest"], "class_names": tuple(kept["manifest"]["class_names"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _write_cache(path: Path, changed: dict[str, int], manifest: Manifest) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps({"changed": changed, "manifest": asdict(manifest)}), encoding="utf-8")
-    temporary.replace(path)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from orchestrator.errors import DataError, UsageError
 from orchestrator.planning.environment import resolved
-from orchestrator.planning.manifest import manifest_of
+from orchestrator.planning.manifest import Manifests
 from orchestrator.planning.measure_stage import measure_stage
 from orchestrator.planning.plan import Combination, MeasureStage, Plan, Stage
 from specs.measurement import MeasurementSpec
@@ -20,8 +20,13 @@ def measurement_of(plan: Plan, combination: Combination) -> MeasureStage:
     return stage
 
 
-def measured_anew(stage: MeasureStage, measurement: MeasurementSpec, resources: ResourcesSpec) -> MeasureStage:
+def measured_anew(
+    stage: MeasureStage, measurement: MeasurementSpec, resources: ResourcesSpec, manifests: Manifests
+) -> MeasureStage:
     """The measurement of the same network under other conditions, with the packages that are installed now.
+
+    Args:
+        manifests: what the images are now.
 
     Raises:
         DataError: if the images are not there, or no longer those that the network was trained on.
@@ -34,10 +39,10 @@ def measured_anew(stage: MeasureStage, measurement: MeasurementSpec, resources: 
         )
     data_part = stage.digest_parts["data"]
     assert isinstance(data_part, dict), "the part of a digest that says what the images are"
-    if manifest_of(stage.data).digest != data_part["manifest"]:
+    if manifests.of(stage.data).digest != data_part["manifest"]:
         raise DataError(
             f"the images of `{stage.label}` have changed since they were planned (files were added, removed or "
-            "resized), so a new measurement could not stand beside the old. Restore them, or run the spec again."
+            "replaced), so a new measurement could not stand beside the old. Restore them, or run the spec again."
         )
     return measure_stage(
         stage.parents[0],

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.planning.digest import FORMAT, TRAINING_VERSION, canonical, digest_of
 from orchestrator.planning.feasible import num_training_images, obstacles, too_short
-from orchestrator.planning.manifest import Manifest, manifest_of
+from orchestrator.planning.manifest import Manifest, Manifests
 from orchestrator.planning.networks import (
     Network,
     as_teacher,
@@ -71,7 +71,8 @@ class TrainStages:
     acting: dict[str, tuple[tuple[Strategy[Any], ...], Facts]] = field(default_factory=dict)
     """The strategies of each stage, and what they were told of the networks, by digest."""
     _nodes: dict[tuple[int, Choice], Node] = field(default_factory=dict)
-    _manifests: dict[int, tuple[Manifest, dict[str, Any]]] = field(default_factory=dict)
+    _manifests: Manifests = field(default_factory=Manifests)
+    _data: dict[int, tuple[Manifest, dict[str, Any]]] = field(default_factory=dict)
     _verdicts: dict[tuple[Any, ...], tuple[tuple[str, ...], int]] = field(default_factory=dict)
     _strategies: dict[int | str, tuple[Strategy[Any], dict[str, Any]]] = field(default_factory=dict)
     _networks: dict[tuple[Any, ...], Network] = field(default_factory=dict)
@@ -152,6 +153,9 @@ class TrainStages:
         }
         if len(teachers) > 1:
             parts["other_teachers"] = [teacher.identity for teacher in teachers[1:]]
+        at_once = spec.training.images_at_once(self._experiment.resources.workers)
+        if at_once != spec.training.images_at_once(1) and _compares_images(built, facts):
+            parts["micro_batch"] = at_once
         digest = digest_of(parts)
         stage = self.built.get(digest)
         if stage is None:
@@ -278,11 +282,11 @@ class TrainStages:
 
     def data(self, data: DataSpec) -> tuple[Manifest, dict[str, Any]]:
         """What the data holds, and its part of digests."""
-        found = self._manifests.get(id(data))
+        found = self._data.get(id(data))
         if found is None:
-            manifest = manifest_of(data)
+            manifest = self._manifests.of(data)
             part = data.model_dump(mode="json", exclude=NOT_IN_DATA_DIGEST) | {"manifest": manifest.digest}
-            found = self._manifests[id(data)] = (manifest, part)
+            found = self._data[id(data)] = (manifest, part)
         return found
 
     def _strategy(self, config: StrategyConfig) -> tuple[Strategy[Any], dict[str, Any]]:
@@ -327,6 +331,11 @@ class TrainStages:
                 order.update(dict.fromkeys(self.ancestors(parent)))
             found = self._ancestors[digest] = (*order, digest)
         return found
+
+
+def _compares_images(built: list[tuple[Strategy[Any], dict[str, Any]]], facts: Facts) -> bool:
+    """Whether the numbers depend on which images share a micro-batch; networks of other families have batch norms."""
+    return facts.student.family == "other" or any(strategy.compares_images() for strategy, _ in built)
 
 
 def _teachers_needed(strategy: Strategy[Any], facts: Facts) -> int:

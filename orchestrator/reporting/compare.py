@@ -95,7 +95,11 @@ def compare(
     comparison = with_axes(comparison, cost, quality)
     typical = (check(read_claim(TYPICAL_CLAIM), comparison, setting_of(plan)),) if columns else ()
     return comparison.model_copy(
-        update={"notes": tuple(notes(comparison, plan)), "effects": effects(comparison), "claims": typical}
+        update={
+            "notes": tuple(notes(comparison, plan, results.train)),
+            "effects": effects(comparison),
+            "claims": typical,
+        }
     )
 
 

@@ -152,9 +152,10 @@ class Effect(Frozen):
     value: float
     """In `unit`."""
     std_error: float | None
-    """Standard error of the value over pairs and seeds, in `unit`; `None` with fewer than two pairs."""
+    """Standard error of the value over seeds, in `unit`: all pairs of one seed are one observation. `None` with fewer
+    than two seeds, and where the seeds agree to the last digit (counts)."""
     num_pairs: int
-    """Pairs (or quadruples) of runs behind it."""
+    """Pairs (or quadruples) of runs behind it; where the seeds agree, those of one seed alone."""
     alone: dict[str, float] = {}
     """Of an interaction: axis → effect of this label without the other one, over the same runs, in `unit`."""
 

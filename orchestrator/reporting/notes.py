@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pydantic import JsonValue
 
 from orchestrator.planning.plan import MeasureStage, Plan, TrainStage
 from orchestrator.reporting import conditions
 from orchestrator.reporting.comparison import Comparison
+from orchestrator.reporting.found import named, notes_on_targets
 
 _FIELDS = ("device", "precision", "compile", "threads", "images")
 """Conditions that `slimvit measure --conditions` sets by the same name."""
-_SHOWN = 6
-"""Names that a note lists; a long one is not read."""
 _ATTEMPTS = re.compile(r", in the last of \d+ attempts$")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
-def notes(comparison: Comparison, plan: Plan) -> Iterable[str]:
-    """Differing conditions, unreliable values, what a search stopped, and missing seeds, in this order."""
+def notes(comparison: Comparison, plan: Plan, trained: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    """Differing conditions, what training found by a target, unreliable values, what a search
+    stopped, and missing seeds, in this order.
+
+    Args:
+        trained: train stage → its `result.json`.
+    """
     again = _Again(plan)
     yield from _different_conditions(comparison, again)
     yield from _other_precision(comparison, plan)
+    yield from notes_on_targets(comparison, plan, trained)
     yield from _unreliable(comparison, again)
     short = [r for r in comparison.rows if r.status == "partial"]
     stopped = [r for r in comparison.rows if r.status == "stopped"]
@@ -120,14 +126,9 @@ def _unreliable(comparison: Comparison, again: _Again) -> Iterable[str]:
         alike[_NUMBER.sub("#", part)].append(part)
     reasons = [parts[0] + (f" (and {len(parts) - 1} like it)" if len(parts) > 1 else "") for parts in alike.values()]
     yield (
-        f"Unreliable (marked ?), and so neither best nor on the front: {_listed(keys)} of {_listed(names)}. "
+        f"Unreliable (marked ?), and so neither best nor on the front: {named(keys)} of {named(names)}. "
         f"Why: {'; '.join(reasons)}. Measure again while the device is quiet: `{again.once_more()}`."
     )
-
-
-def _listed(names: Collection[str]) -> str:
-    few = list(names)[:_SHOWN]
-    return ", ".join(few) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _largest(comparison: Comparison, key: str) -> str:

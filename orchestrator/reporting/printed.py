@@ -59,7 +59,7 @@ def effects_text(comparison: Comparison) -> str:
             table.add_row(text, *(values.get(c.key, "–") for c in columns))
     return (
         f"{comparison.experiment}: effects, each a mean over all pairs of runs that differ in nothing else ± standard "
-        f"error\n\n{_plain(table)}"
+        f"error over seeds\n\n{_plain(table)}"
     )
 
 

@@ -156,7 +156,7 @@ def _effect(comparison: Comparison, i: int) -> dict[str, Any]:
     e = comparison.effects[i]
     chosen = " and ".join(f"{axis}={label}" for axis, label in e.labels.items())
     against = ", ".join(e.against.values())
-    error = f" ± {e.std_error:.2g}" if e.std_error is not None else ", one pair: no error known"
+    error = f" ± {e.std_error:.2g}" if e.std_error is not None else " (no spread over seeds)"
     kind = "main effect" if len(e.labels) == 1 else "interaction"
     return {
         "column": e.column,

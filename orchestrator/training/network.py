@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from strategies.claims import left_by
 from strategies.compose import build_model, compose, needs_of, ordered, student_of, teacher_of
 from strategies.facts import Facts, ModelFacts
 from strategies.shapes import WHOLE, Shapes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def assemble(stage: TrainStage, store: ArtifactSource, device: torch.device) -> 
         student = compose(model, strategies, facts)
         if saved is not None:
             _check_nothing_is_missing(student, absent, saved)
-            _inherit_extras(student, saved.state)
+            _inherit_extras(stage.label, student, saved.state)
         after = facts.further(student.shapes)
         networks = [teacher_of(network, strategies, after, i) for i, (network, _, _) in enumerate(taught_by)]
         teacher = Teachers(networks, [view for _, view, _ in taught_by]).to(device) if networks else None
@@ -196,14 +199,20 @@ def _check_nothing_is_missing(student: Student, absent: Set[str], saved: SavedNe
         )
 
 
-def _inherit_extras(student: Student, state: dict[str, Tensor]) -> None:
-    """Where a strategy acted in the earlier stage too, its modules go on from what they were; else they start anew."""
+def _inherit_extras(label: str, student: Student, state: dict[str, Tensor]) -> None:
+    """Where a strategy acted in the earlier stage too, its modules go on from what they were if all of them fit; else
+    they start anew."""
     for name, module in student.extras.items():
         prefix = f"{EXTRAS}{name}."
         found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if not found:
+            continue
         try:
             copy.deepcopy(module).load_state_dict(found)  # what does not fit is refused half-way
-        except RuntimeError:
+        except RuntimeError as error:
+            log.warning(
+                "stage `%s`: modules of `%s` begin anew, those of the earlier stage differ: %s", label, name, error
+            )
             continue
         module.load_state_dict(found)
 

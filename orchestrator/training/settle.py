@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import ArtifactStore
+from orchestrator.training.finished import result_of
 
 
 def settle(store: ArtifactStore, name: str, folder: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -20,11 +21,13 @@ def settle(store: ArtifactStore, name: str, folder: Path, result: dict[str, Any]
 
     Returns:
         The result that is in the store.
+
+    Raises:
+        StoreError: if what another run committed is damaged.
     """
     (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     try:
         store.commit(name, folder)
     except FileExistsError:
-        committed: dict[str, Any] = json.loads((store.fetch(name) / "result.json").read_text(encoding="utf-8"))
-        return committed
+        return result_of(store, name)
     return result

@@ -19,12 +19,12 @@ from PIL import Image
 from cluster.remote import RemoteFile, RemoteFolder, open_folder
 from cluster.storage import StoreUnavailable
 from orchestrator.errors import DataError
+from orchestrator.planning.image_folders import SUFFIXES, classes_in, names_of_classes
 from specs.address import is_remote
 from specs.data import DataSpec, ImageFolder, Sample, Torchvision
 
 T = TypeVar("T")
 Split = Literal["train", "val"]
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,6 @@ def _expand(path: str) -> Path:
     return Path(os.path.expandvars(path)).expanduser().absolute()
 
 
-def _visible(folder: Path, folders: bool) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() == folders and not p.name.startswith("."))
-
-
 def _folder(data: ImageFolder, split: Split) -> Images:
     """A class is a sub-folder of the split; classes and files in sorted order."""
     root = _expand(data.root)
@@ -114,18 +110,21 @@ def _folder(data: ImageFolder, split: Split) -> Images:
             f"the {split} images are not there: no folder {folder}. "
             f"Set `data.root` and `data.{split}` to folders with one sub-folder a class."
         )
-    # Labels always count the training classes, so that a class missing from validation shifts nothing.
+    found = classes_in(folder)
+    # The plan asks for the same classes in both splits. Labels are those of training all the same, which alone count
+    # for a network: a class whose validation images were removed since shifts none.
     train = root / data.train
-    classes = tuple(p.name for p in _visible(train if train.is_dir() else folder, folders=True))
-    files, labels = [], []
-    for class_folder in _visible(folder, folders=True):
-        if class_folder.name not in classes:
+    classes = tuple(names_of_classes(train)) if train.is_dir() else tuple(found)
+    files: list[str] = []
+    labels: list[int] = []
+    for name, images in found.items():
+        class_folder = folder / name
+        if name not in classes:
             raise DataError(f"{class_folder} is a class that the training folder {train} does not have")
-        found = sorted(p for p in class_folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not found and split == "train":
+        if not images and split == "train":
             raise DataError(f"the class folder {class_folder} has no image ({', '.join(sorted(SUFFIXES))})")
-        files += [str(p) for p in found]
-        labels += [classes.index(class_folder.name)] * len(found)
+        files += [f"{class_folder}/{image.path}" for image in images]
+        labels += [classes.index(name)] * len(images)
     if not files:
         raise DataError(
             f"no images in {folder}: one sub-folder a class is expected, with {', '.join(sorted(SUFFIXES))}"
@@ -156,14 +155,14 @@ def _remote(data: ImageFolder, split: Split) -> Images:
 
 
 def _by_class(files: Sequence[RemoteFile], split: str) -> dict[str, list[RemoteFile]]:
-    """Class → its files, of one split; in the order of the listing, which is that of paths."""
+    """Class → its files, of one split, in the order of a folder on disk (`image_folders.classes_in`)."""
     found: dict[str, list[RemoteFile]] = {}
     start = split.strip("/") + "/"
     for file in files:
         name, inside, _ = file.path.removeprefix(start).partition("/")
         if file.path.startswith(start) and inside and not name.startswith("."):
             found.setdefault(name, []).append(file)
-    return found
+    return {name: sorted(images, key=lambda file: file.path.split("/")) for name, images in found.items()}
 
 
 def _open_remote(folder: RemoteFolder, files: Sequence[RemoteFile], i: int) -> Image.Image:

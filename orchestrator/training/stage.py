@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,13 +18,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from orchestrator.errors import StoreError
 from orchestrator.planning.plan import TrainStage
 from orchestrator.training.calibration import gradients_over
 from orchestrator.training.checkpoint import save_network
 from orchestrator.training.data import check_classes, check_tells_apart, training_loader, validation_loader
 from orchestrator.training.distributed import WorkerGroup
 from orchestrator.training.evaluate import SMALLEST_BATCH, Evaluation, evaluate
+from orchestrator.training.finished import result_of
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
 from orchestrator.training.meter import LossMeter
 from orchestrator.training.mixing import Mixing
@@ -65,8 +64,7 @@ def run_train_stage(stage: TrainStage, context: WorkerContext, io: StageIO) -> d
         # Whoever committed it may have been killed before clearing up.
         if context.rank == 0:
             ProgressStore(io.store, stage.digest, io.scratch).clear()
-        result: dict[str, Any] = json.loads((_fetch(io, name) / "result.json").read_text(encoding="utf-8"))
-        return result
+        return result_of(io.store, name)
     with determinism(torch.device(context.device), context.threads):
         return _train(stage, context, io)
 
@@ -280,13 +278,6 @@ def _train(stage: TrainStage, context: WorkerContext, io: StageIO) -> dict[str, 
         progress_store.clear()
     group.wait()
     return result
-
-
-def _fetch(io: StageIO, name: str) -> Path:
-    try:
-        return io.store.fetch(name)
-    except ValueError as error:
-        raise StoreError(f"a finished stage is damaged: {error}") from error
 
 
 def environment_of(context: WorkerContext) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from orchestrator.planning.stored import bytes_to_write, num_answers, too_large
 from orchestrator.training.answers import Answers, compress
 from orchestrator.training.data import Batch, Loader, check_classes, training_loader
 from orchestrator.training.distributed import WorkerGroup
+from orchestrator.training.finished import result_of
 from orchestrator.training.interface import Progress, StageInterrupted, StageIO, WorkerContext
 from orchestrator.training.mixing import Mixing
 from orchestrator.training.network import teacher_alone
@@ -56,8 +56,7 @@ def run_store_stage(stage: StoreStage, context: WorkerContext, io: StageIO) -> d
     """
     name = f"stages/{stage.digest}"
     if io.store.committed(name):
-        result: dict[str, Any] = json.loads((io.store.fetch(name) / "result.json").read_text(encoding="utf-8"))
-        return result
+        return result_of(io.store, name)
     needed, free = bytes_to_write(stage, io.store), io.store.free_bytes()
     if free is not None and needed > free:
         raise StoreError(too_large([stage], needed, free, "the artefact store's disk"))

@@ -88,7 +88,7 @@ class ConditionalPosition(Strategy[ConditionalPositionConfig]):
         """Put the generators at the position seams."""
         from torch import nn
 
-        from strategies.component.patch_grid import refuse_patch_drop, remove_position_embedding
+        from strategies.component.patch_grid import remove_position_embedding
         from strategies.component.position_generator import PositionGenerator
 
         blocks, c = self.before(facts.student.depth), self.config
@@ -96,7 +96,6 @@ class ConditionalPosition(Strategy[ConditionalPositionConfig]):
             remove_position_embedding(student.model)
         if not blocks:
             return
-        refuse_patch_drop(self.name, student.model)
         like = next(student.model.parameters())
         generators = {
             b: PositionGenerator(student.model.embed_dim, c.kernel, at_zero=c.absolute).to(like.device, like.dtype)

@@ -79,12 +79,10 @@ class GlobalFilter(Strategy[GlobalFilterConfig]):
         from torch import nn
 
         from strategies.component.fourier_filter import Filter
-        from strategies.component.patch_grid import refuse_patch_drop
 
         blocks = self.filtered(facts)
         if not blocks:
             return
-        refuse_patch_drop(self.name, student.model)
         like = next(student.model.parameters())
         filters = {b: Filter(facts.student.grid, student.model.embed_dim).to(like.device, like.dtype) for b in blocks}
         student.extras[self.name] = nn.ModuleDict({str(b): module for b, module in filters.items()})

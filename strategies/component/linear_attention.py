@@ -80,7 +80,6 @@ class LinearAttention(Strategy[LinearAttentionConfig]):
 
         from strategies.component.additive_attention import Additive
         from strategies.component.kernel_attention import Elu, Focused
-        from strategies.component.patch_grid import refuse_patch_drop
 
         blocks = self.linear(facts.student.depth)
         like = next(student.model.parameters())
@@ -90,7 +89,6 @@ class LinearAttention(Strategy[LinearAttentionConfig]):
             if self.config.kind == "elu":
                 student.attention[b] = Elu()
             elif self.config.kind == "focused":
-                refuse_patch_drop(self.name, student.model)
                 modules[b] = student.attention[b] = Focused(block.attn.head_dim).to(like.device, like.dtype)
             else:
                 modules[b] = student.attention[b] = Additive(block.attn)

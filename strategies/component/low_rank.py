@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -92,8 +93,11 @@ class LowRank(Strategy[LowRankConfig]):
         if facts.student.family != "vit":
             return Claims(owns=matrix_claims(self.config.what, (0,)))  # which such a network does not have
         blocks = self.factored(facts.student.depth)
-        if self.config.rank is not None and blocks and not facts.shapes:
-            self._check_rank(self.config.rank, facts, blocks[0])
+        if self.config.rank is not None and blocks:
+            if facts.shapes:
+                self._check_left(self.config.rank, facts, blocks)
+            else:
+                self._check_rank(self.config.rank, facts, blocks[0])
         return Claims(owns=matrix_claims(self.config.what, blocks))
 
     def _check_rank(self, rank: int, facts: Facts, block: int) -> None:
@@ -116,6 +120,26 @@ class LowRank(Strategy[LowRankConfig]):
             f"{way_out}.",
         )
 
+    def _check_left(self, rank: int, facts: Facts, blocks: Sequence[int]) -> None:
+        """Of a network that was cut before, where at least one layer must be large enough."""
+        what = self.config.what
+        if "mlp" in what and not facts.student.can_prune:
+            return  # the layers of such an MLP are known only once it is built
+        limits = [
+            min(break_even(m, n), facts.shapes.ranks.get(f"blocks.{b}.{name}", max(m, n)))
+            for b in blocks
+            for name, m, n in sizes_of(facts, b, what)
+        ]
+        if rank > max(limits):
+            raise OptionError(
+                self.name,
+                "rank",
+                f"pruning or factors leave no layer of `{facts.student.model}` that is large enough for factors of "
+                f"rank {rank} to save anything",
+                f"1 to {max(limits)}",
+                "Write a smaller rank, or prune less.",
+            )
+
     def leaves(self, facts: Facts) -> Facts:
         """With the ranks that `rank` sets; those that `energy` finds are known only to be below break-even."""
         network = facts.student
@@ -135,7 +159,7 @@ class LowRank(Strategy[LowRankConfig]):
         """Decompose the layers as they are now.
 
         Raises:
-            ValueError: if no layer is large enough, because pruning made all of them small.
+            ValueError: if no layer is large enough, because pruning chose to make all of them smaller than planned.
         """
         from strategies.factors import dense_weight, factorise, rank_for
 

@@ -36,12 +36,3 @@ def remove_position_embedding(model: Any) -> None:
     zero = torch.zeros_like(model.pos_embed[:, :1]).detach()
     del model.pos_embed
     model.register_buffer("pos_embed", zero, persistent=False)
-
-
-def refuse_patch_drop(strategy: str, model: Any) -> None:
-    """Raise `ValueError` if the network drops patches at random in training: the others would lose their places."""
-    if getattr(getattr(model, "patch_drop", None), "prob", 0.0):
-        raise ValueError(
-            f"{strategy}: the student drops patches at random in training (`patch_drop_rate`), so its patches have no "
-            "places. Way out: `patch_drop_rate: 0` in the student's `args`."
-        )

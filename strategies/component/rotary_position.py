@@ -95,7 +95,7 @@ class RotaryPosition(Strategy[RotaryPositionConfig]):
         """Write down the places before block 0, and turn queries and keys in each block."""
         from torch import nn
 
-        from strategies.component.patch_grid import refuse_patch_drop, remove_position_embedding
+        from strategies.component.patch_grid import remove_position_embedding
         from strategies.component.rotation import Axial, Mixed, Places
 
         blocks, c = self.turning(facts), self.config
@@ -103,7 +103,6 @@ class RotaryPosition(Strategy[RotaryPositionConfig]):
             remove_position_embedding(student.model)
         if not blocks:
             return
-        refuse_patch_drop(self.name, student.model)
         theta = THETA[c.kind] if c.theta is None else c.theta
         student.positions[0] = Places()
         attention = {b: student.model.blocks[b].attn for b in blocks}

@@ -73,12 +73,10 @@ class SkipAttention(Strategy[SkipAttentionConfig]):
         from torch import nn
 
         from strategies.component.attention_reuse import Reuse
-        from strategies.component.patch_grid import refuse_patch_drop
 
         blocks = self.skipped(facts.student.depth)
         if not blocks:
             return
-        refuse_patch_drop(self.name, student.model)
         like = next(student.model.parameters())
         reuse = {b: Reuse(student.model.embed_dim).to(like.device, like.dtype) for b in blocks}
         student.extras[self.name] = nn.ModuleDict({str(b): module for b, module in reuse.items()})

@@ -76,13 +76,11 @@ class SpatialReductionAttention(Strategy[SpatialReductionAttentionConfig]):
         """Give each block its convolution."""
         from torch import nn
 
-        from strategies.component.patch_grid import refuse_patch_drop
         from strategies.component.reduced_attention import ReducedAttention, Reduction
 
         blocks = self.reduced(facts)
         if not blocks:
             return
-        refuse_patch_drop(self.name, student.model)
         like = next(student.model.parameters())
         reductions = {b: Reduction(student.model.embed_dim, self.config.ratio) for b in blocks}
         modules = nn.ModuleDict({str(b): module for b, module in reductions.items()})

@@ -58,7 +58,8 @@ class StructuredPruningConfig(StrategyConfig):
     importance: Literal["magnitude", "taylor", "hessian"] = "magnitude"
     """What decides who goes. `magnitude`: the root mean square of a group's weights, so that large groups have no
     advantage. `taylor`: Σ (w · ∂L/∂w)² over the group, the first-order change of the stage's loss. `hessian`:
-    ½ Σ w² · E[(∂L/∂w)²], the second-order change, with the diagonal of the empirical Fisher matrix."""
+    ½ Σ w² · E[(∂L/∂w)²], the second-order change, L being the mean loss of a micro-batch: the diagonal of the empirical
+    Fisher matrix with `training.micro_batch: 1`."""
 
     scope: Literal["per_block", "isomorphic", "global"] = "isomorphic"
     """Who competes. `per_block`: each block loses the same share. `isomorphic`: all heads of the network compete, and
@@ -234,6 +235,10 @@ class StructuredPruning(Strategy[StructuredPruningConfig]):
     def calibration(self) -> int:
         """Gradients decide, or they do not."""
         return 0 if self.config.importance == "magnitude" else self.config.calibration_images
+
+    def compares_images(self) -> bool:
+        """The squared gradient of a micro-batch's mean loss has another noise for another size."""
+        return self.config.importance == "hessian" and self.config.ratio != 0
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Cut, where magnitude decides and everything goes at once."""

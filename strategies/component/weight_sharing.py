@@ -116,7 +116,6 @@ class WeightSharing(Strategy[WeightSharingConfig]):
         """
         from torch import nn
 
-        from strategies.component.patch_grid import refuse_patch_drop
         from strategies.component.shared_transform import HeadMixing, LocalMlp
 
         model = student.model
@@ -127,7 +126,6 @@ class WeightSharing(Strategy[WeightSharingConfig]):
                     _share(model.blocks[b], name, model.blocks[first].get_submodule(name), self.name, b)
         if not groups or not self.config.transform:
             return
-        refuse_patch_drop(self.name, model)
         like, modules = next(model.parameters()), {}
         for b in (b for group in groups for b in group):
             mixing, local = HeadMixing(model.blocks[b].attn.num_heads), LocalMlp(model.embed_dim)

@@ -68,12 +68,10 @@ class WindowAttention(Strategy[WindowAttentionConfig]):
     def wrap(self, student: Student, facts: Facts) -> None:
         """Put the windows in the attention's place; its weights stay where they are."""
         from strategies.component.local_attention import Windows
-        from strategies.component.patch_grid import refuse_patch_drop
 
         blocks = self.windowed(facts)
         if not blocks:
             return
-        refuse_patch_drop(self.name, student.model)
         assert self.config.window is not None, "without a window no block is windowed"
         for b in blocks:
             student.attention[b] = Windows(self.config.window, b, student.rotate)

@@ -102,10 +102,7 @@ class AttentionRelation(Strategy[AttentionRelationConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Adds nothing; remembers what is compared."""
-        from strategies.component.patch_grid import refuse_patch_drop
-
         assert facts.teacher is not None, "claims ask for a teacher"
-        refuse_patch_drop(self.name, student.model)
         self.compared = self.pairs(facts)
         self.class_token = facts.student.has_class_token and facts.teacher.has_class_token
 

@@ -72,10 +72,8 @@ class EarlyKnowledge(Strategy[EarlyKnowledgeConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Hang an aligner for each pair at the end of the student's pass."""
-        from strategies.component.patch_grid import refuse_patch_drop
         from strategies.distillation.aligners import Aligners
 
-        refuse_patch_drop(self.name, student.model)
         assert facts.teacher is not None, "claims ask for a teacher"
         aligners = Aligners(self.pairs(facts), facts.student.tap_widths, facts.teacher.tap_widths)
         like = next(student.model.parameters())

@@ -96,11 +96,9 @@ class Feature(Strategy[FeatureConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Give the student one projector a pair."""
-        from strategies.component.patch_grid import refuse_patch_drop
         from strategies.distillation.projectors import Projectors
 
         assert facts.teacher is not None, "claims ask for a teacher"
-        refuse_patch_drop(self.name, student.model)
         projectors = Projectors(
             self.pairs(facts),
             facts.student.tap_widths,

@@ -75,10 +75,11 @@ class Manifold(Strategy[ManifoldConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Adds nothing; remembers the pairs."""
-        from strategies.component.patch_grid import refuse_patch_drop
-
-        refuse_patch_drop(self.name, student.model)
         self.compared = self.pairs(facts)
+
+    def compares_images(self) -> bool:
+        """The second and third term do."""
+        return any(self.config.weights[1:])
 
     def losses(self, out: Output, teacher: Output | None, target: Tensor) -> dict[str, Tensor]:
         """`intra`, `inter` and `random`, each the mean over pairs."""

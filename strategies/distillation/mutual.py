@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from specs.model import ModelSpec
 from specs.strategy import StrategyConfig
 from strategies.api import Claims, Strategy
 from strategies.facts import Facts
@@ -36,21 +38,20 @@ class MutualConfig(StrategyConfig):
 class Mutual(Strategy[MutualConfig]):
     """Every student k of K: loss = CE(k, label) + weight · mean over the others l of T²·KL(l ‖ k).
 
-    Zhang et al. 2018, arXiv:1706.00384. There is no teacher: all students start untrained, differ
-    in how they were initialised, and see the same images. In its own loss each takes the others' answers as given.
+    Zhang et al. 2018, arXiv:1706.00384. There is no teacher: the students differ in how they were
+    initialised, and see the same images. In its own loss each takes the others' answers as given.
 
-    The peers are copies of the first student's network (pruned alike) whose weights are drawn anew: every weight from a
-    normal distribution with the mean and spread that its tensor has in the first student. What other strategies attach
-    acts on the first student alone, which is the one that is evaluated and deployed; the peers are left behind in the
-    training stage. They learn without `label_smoothing`.
+    The peers are networks of the first student's kind (pruned alike), initialised as timm does, also where the first
+    student begins pretrained or trained. What other strategies attach acts on the first student alone, which is the one
+    that is evaluated and deployed; the peers are left behind in the training stage.
     """
 
     kind = "distillation"
     paper = "Zhang et al. 2018, arXiv:1706.00384"
+    version = 2
     neutral: ClassVar = {"weight": 0.0}
     examples = ({}, {"peers": 2, "temperature": 2.0, "weight": 0.5})
     deployed = False
-    copies = True
     Config = MutualConfig
 
     def claims(self, facts: Facts) -> Claims:
@@ -59,9 +60,11 @@ class Mutual(Strategy[MutualConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Let the peers run beside the student in training."""
+        from strategies.compose import build_model
         from strategies.distillation.peers import Peers
 
-        peers = Peers(student.model, self.config.peers)
+        untrained = ModelSpec(model=facts.student.model, args=json.loads(facts.student.args))
+        peers = Peers([build_model(untrained, student.shapes) for _ in range(self.config.peers)])
         student.extras[self.name] = peers
         student.companions[self.name] = peers
 

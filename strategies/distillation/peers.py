@@ -5,7 +5,6 @@ Shapes: B images, C classes, K students.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -30,30 +29,13 @@ def divergence_from_others(logits: Sequence[Tensor], k: int, temperature: float)
     return torch.stack([soft_distillation(logits[k], z, temperature) for z in others]).mean()
 
 
-def draw_anew(network: nn.Module) -> nn.Module:
-    """Draw every weight from a normal distribution with the mean and standard deviation of its tensor.
-
-    Serves any architecture. Tensors of one value (norms, biases at the start) stay as they are.
-    """
-    with torch.no_grad():
-        for weight in network.parameters():
-            if weight.numel() > 1:
-                spread, mean = torch.std_mean(weight)
-                weight.copy_(mean + spread * torch.randn_like(weight))
-    return network
-
-
 class Peers(nn.Module):
     """Further students, run in training only, on the same images."""
 
-    def __init__(self, model: nn.Module, num_peers: int) -> None:
-        """Copy a timm network.
-
-        Args:
-            num_peers: how often.
-        """
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        """Take timm networks."""
         super().__init__()
-        self.students = nn.ModuleList(student_of(draw_anew(copy.deepcopy(model))) for _ in range(num_peers))
+        self.students = nn.ModuleList(student_of(network) for network in networks)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Peer → logits [B, C]."""

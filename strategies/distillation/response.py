@@ -107,6 +107,10 @@ class Response(Strategy[ResponseConfig]):
         """Reads the teacher's logits."""
         return Claims(needs=frozenset({Claim(TEACHER_LOGITS)}))
 
+    def compares_images(self) -> bool:
+        """`relational` correlates the images of a class."""
+        return self.config.kind == "relational" and self.config.weight_of("intra_weight") > 0
+
     def losses(self, out: Output, teacher: Output | None, target: Tensor) -> dict[str, Tensor]:
         """One term, `distillation`."""
         from strategies.distillation import logits

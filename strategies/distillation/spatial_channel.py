@@ -65,12 +65,6 @@ class SpatialChannel(Strategy[SpatialChannelConfig]):
         """Reads both networks' answers to each place, and the teacher's to the image."""
         return Claims(needs=frozenset({Claim(DENSE_LOGITS), Claim(TEACHER_DENSE_LOGITS), Claim(TEACHER_LOGITS)}))
 
-    def wrap(self, student: Student, facts: Facts) -> None:
-        """Adds nothing."""
-        from strategies.component.patch_grid import refuse_patch_drop
-
-        refuse_patch_drop(self.name, student.model)
-
     def at(self, student: Student, progress: float) -> None:
         """Let the local share fall. It acts on the losses alone, outside of the network."""
         if self.config.decay == "cosine":

@@ -71,9 +71,6 @@ class TokenLabeling(Strategy[TokenLabelingConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Give the patches a head."""
-        from strategies.component.patch_grid import refuse_patch_drop
-
-        refuse_patch_drop(self.name, student.model)
         if self.config.head == "own":
             from strategies.distillation.patch_head import PatchHead
 

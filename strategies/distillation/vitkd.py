@@ -80,11 +80,9 @@ class ViTKD(Strategy[ViTKDConfig]):
 
     def wrap(self, student: Student, facts: Facts) -> None:
         """Give the student aligners and generator."""
-        from strategies.component.patch_grid import refuse_patch_drop
         from strategies.distillation.mimic_generate import MimicGenerate
 
         assert facts.teacher is not None, "claims ask for a teacher"
-        refuse_patch_drop(self.name, student.model)
         *shallow, self.deep = self.pairs(facts)
         widths = facts.student.tap_widths, facts.teacher.tap_widths
         layers = MimicGenerate(shallow, self.deep, *widths, self.config.mask_ratio)

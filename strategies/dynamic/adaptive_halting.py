@@ -113,5 +113,6 @@ class AdaptiveHalting(Strategy[AdaptiveHaltingConfig]):
         return {"ponder": self.config.ponder_weight, "prior": self.config.prior_weight}
 
     def measure(self, out: Output) -> dict[str, float]:
-        """`tokens_computed`: tokens that a block runs on, as a mean over the blocks."""
-        return {"tokens_computed": sum(out.num_tokens) / len(out.num_tokens)}
+        """`tokens_computed`: tokens that a block runs on, as a mean over blocks and images; none after an exit."""
+        tokens = out.tokens_an_image()
+        return {"tokens_computed": sum(tokens) / len(tokens)}

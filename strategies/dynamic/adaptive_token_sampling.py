@@ -116,5 +116,5 @@ class AdaptiveTokenSampling(Strategy[AdaptiveTokenSamplingConfig]):
             student.first_half[block] = SampledHalf(student, block, self.config.max_tokens)
 
     def measure(self, out: Output) -> dict[str, float]:
-        """`tokens_kept`: tokens that leave the last block, as a mean over images."""
-        return {"tokens_kept": float(out.num_tokens[-1])}
+        """`tokens_kept`: tokens that leave the last block, as a mean over images; of those that left before, none."""
+        return {"tokens_kept": out.tokens_an_image()[-1]}

@@ -145,12 +145,8 @@ class CoarseToFine(Strategy[CoarseToFineConfig]):
     def wrap(self, student: Student, facts: Facts) -> None:
         """Put the two passes in the place of the single one."""
         from strategies.backbone import VisionTransformerStudent
-        from strategies.component.patch_grid import refuse_patch_drop
-        from strategies.dynamic.grids import refuse_other_embedding
         from strategies.dynamic.refinement import CoarsePass, HandOver, Refine, Watch
 
-        refuse_patch_drop(self.name, student.model)
-        refuse_other_embedding(self.name, student.model)
         c, network = self.config, facts.student
         coarse = CoarsePass(student.model, self.grid(network), reuse=c.reuse)
         student.extras[self.name] = coarse

@@ -100,6 +100,7 @@ class EarlyExit(Strategy[EarlyExitConfig]):
 
     kind = "dynamic"
     paper = "Bakhtiarnia et al. 2021, arXiv:2106.15183; distillation as in LGViT, Xu et al. 2023, arXiv:2308.00255"
+    version = 2
     neutral: ClassVar = {"threshold": 1.0}
     examples = (
         {"blocks": [1]},
@@ -157,7 +158,6 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         """Put a head at each exit."""
         from torch import nn
 
-        from strategies.component.patch_grid import refuse_patch_drop
         from strategies.dynamic.exit_grid_head import grid_exit
         from strategies.dynamic.exit_head import LinearExit
 
@@ -165,7 +165,6 @@ class EarlyExit(Strategy[EarlyExitConfig]):
         self.blocks = self.exits(depth)
         heads: dict[int, LinearExit] = {}
         if self.config.head == "conv_attention":
-            refuse_patch_drop(self.name, student.model)
             for block in self.blocks:
                 heads[block] = grid_exit(student.model, threshold, shallow=2 * (block + 1) <= depth)
         else:

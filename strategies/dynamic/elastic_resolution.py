@@ -152,12 +152,8 @@ class ElasticResolution(Strategy[ElasticResolutionConfig]):
     def wrap(self, student: Student, facts: Facts) -> None:
         """Put the passes in the place of the single one, and the choice of patches at its blocks."""
         from strategies.backbone import VisionTransformerStudent
-        from strategies.component.patch_grid import refuse_patch_drop
         from strategies.dynamic.elastic_passes import ElasticPasses, Keep, size_positions
-        from strategies.dynamic.grids import refuse_other_embedding
 
-        refuse_patch_drop(self.name, student.model)
-        refuse_other_embedding(self.name, student.model)
         sizes, c = self.sizes(facts.student), self.config
         positions = size_positions(student.model, sizes[:-1], facts.student.patch_size)
         student.extras[self.name] = positions
@@ -176,5 +172,6 @@ class ElasticResolution(Strategy[ElasticResolutionConfig]):
         return {"others": others_loss(out.readouts[self.name], out.logits)}
 
     def measure(self, out: Output) -> dict[str, float]:
-        """`tokens_computed`: tokens that a block runs on, as a mean over the blocks."""
-        return {"tokens_computed": sum(out.num_tokens) / len(out.num_tokens)}
+        """`tokens_computed`: tokens that a block runs on, as a mean over blocks and images; none after an exit."""
+        tokens = out.tokens_an_image()
+        return {"tokens_computed": sum(tokens) / len(tokens)}

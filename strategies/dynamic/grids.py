@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from strategies.backbone import VisionTransformerStudent
@@ -68,12 +68,3 @@ def embed_at(student: VisionTransformerStudent, images: Tensor, positions: Tenso
     for seam in student.embedding:
         state = seam(state)
     return state
-
-
-def refuse_other_embedding(strategy: str, model: Any) -> None:
-    """Raise `ValueError` if patches are not embedded by one convolution, which takes any size, each for itself."""
-    if type(model.patch_embed) is not PatchEmbed:
-        raise ValueError(
-            f"{strategy}: the student embeds patches with `{type(model.patch_embed).__name__}`, which takes one size "
-            "alone. Way out: timm's own `PatchEmbed`, as plain Vision Transformers have it."
-        )

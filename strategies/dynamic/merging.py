@@ -101,8 +101,8 @@ class Merging(Strategy[M]):
             student.tokens[block] = self.seam(block, r, depth)
 
     def measure(self, out: Output) -> dict[str, float]:
-        """`tokens_kept`: tokens that leave the last block."""
-        return {"tokens_kept": float(out.num_tokens[-1])}
+        """`tokens_kept`: tokens that leave the last block, as a mean over images; of those that left before, none."""
+        return {"tokens_kept": out.tokens_an_image()[-1]}
 
 
 def ramp(r: int, inflect: float, num_blocks: int) -> list[int]:

@@ -116,12 +116,15 @@ class Refine:
             out.logits = torch.where(done.unsqueeze(1), first.logits, out.logits)
         elif going.shape[0] == 0:
             out = first
+            out.num_tokens = first.num_tokens + [0.0] * len(first.num_tokens)
+            out.passed = torch.full_like(done, student.model_depth, dtype=torch.int64)
         else:
             found = {name: tensor.index_select(0, going) for name, tensor in found.items()}
             unclear = images.index_select(0, going)
             out = student.run(self.refined(student, unclear, embedded.select(going), found))
             out.logits = first.logits.index_copy(0, going, out.logits.to(first.logits.dtype))
             out.num_tokens = first.num_tokens + out.num_tokens
+            out.passed = student.model_depth * (2 - done.long())
         out.distillation_logits = None  # of the images that took the fine pass only
         out.readouts = {self.name: {"done": done}}
         return out

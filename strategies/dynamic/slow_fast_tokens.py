@@ -67,6 +67,7 @@ class SlowFastTokens(Strategy[SlowFastTokensConfig]):
 
     kind = "dynamic"
     paper = "Xu et al. 2022, arXiv:2108.01390"
+    version = 2
     neutral: ClassVar = {"keep_rate": 1.0, "head": "own"}
     examples = (
         {"keep_rate": 0.5},
@@ -139,5 +140,6 @@ class SlowFastTokens(Strategy[SlowFastTokensConfig]):
         return {"task": 0.5, "class_head": 0.5} if self.config.head == "patches" else {}
 
     def measure(self, out: Output) -> dict[str, float]:
-        """`tokens_computed`: tokens that a block runs on, as a mean over the blocks."""
-        return {"tokens_computed": sum(out.num_tokens) / len(out.num_tokens)}
+        """`tokens_computed`: tokens that a block runs on, as a mean over blocks and images; none after an exit."""
+        tokens = out.tokens_an_image()
+        return {"tokens_computed": sum(tokens) / len(tokens)}

@@ -116,8 +116,8 @@ class TokenReorganization(Strategy[TokenReorganizationConfig]):
                     seam.keep_rate = falling(self.config.keep_rate, self.config.warmup, self.config.levels, progress)
 
     def measure(self, out: Output) -> dict[str, float]:
-        """`tokens_kept`: tokens that leave the last block."""
-        return {"tokens_kept": float(out.num_tokens[-1])}
+        """`tokens_kept`: tokens that leave the last block, as a mean over images; of those that left before, none."""
+        return {"tokens_kept": out.tokens_an_image()[-1]}
 
 
 def falling(keep_rate: float, warmup: float, levels: int, progress: float) -> float:

@@ -70,6 +70,11 @@ def by_name(rows: list[MetricRow]) -> dict[str, MetricRow]:
     return {r.name: r for r in rows}
 
 
+def value(row: MetricRow) -> float:
+    assert row.value is not None, row.reason
+    return row.value
+
+
 def test_a_trained_network_is_a_curve(tmp_path: Path) -> None:
     store = trained(tmp_path, {"name": "token_merging", "r": 2}, ema=0.5)
     sweep = {"token_merging.r": [0.0, 2.0, 5.0]}
@@ -86,10 +91,10 @@ def test_a_trained_network_is_a_curve(tmp_path: Path) -> None:
         assert set(point) == {"top1", "macs", "throughput", "throughput_ratio", "latency_ms"}
         assert point["throughput"].conditions["batch_size"] == 8
         assert all(r.value is not None for r in point.values())
-    assert metrics[0]["macs"].value > metrics[1]["macs"].value > metrics[2]["macs"].value  # type: ignore[operator]
+    assert value(metrics[0]["macs"]) > value(metrics[1]["macs"]) > value(metrics[2]["macs"])
     # Without merging it is the plain network, which costs what its baseline (the same network) costs.
     plain = by_name([r for r in read_rows(folder) if r.name in ("macs", "macs_ratio")])
-    assert metrics[0]["macs"].value == pytest.approx(plain["macs"].value / plain["macs_ratio"].value)  # type: ignore[operator]
+    assert value(metrics[0]["macs"]) == pytest.approx(value(plain["macs"]) / value(plain["macs_ratio"]))
 
     # The trained setting's numbers are the combination's own.
     own = [r for r in read_rows(folder) if r.name in metrics[1] and r.conditions.get("batch_size") in (None, 8)]
@@ -140,7 +145,7 @@ def test_an_exit_threshold_moves_who_leaves(tmp_path: Path) -> None:
     run_measure_stage(stage, WorkerContext(), StageIO(store, tmp_path / "measure"))
     never, bold = (by_name(p.rows) for p in read_points(store.fetch(f"stages/{MEASURED}"))[::-2])
     assert len(set(never["macs"].samples)) == len(set(bold["macs"].samples)) == 1, "nobody leaves, or everybody does"
-    assert bold["macs"].value < never["macs"].value  # type: ignore[operator]
+    assert value(bold["macs"]) < value(never["macs"])
     assert never["throughput_ratio"].value is None
     assert "null" in str(never["throughput_ratio"].reason)
 
@@ -160,9 +165,9 @@ def test_a_setting_that_training_found_is_on_the_curve(tmp_path: Path) -> None:
     assert own["top1"].value == top1
     assert own["macs"] == by_name([r for r in read_rows(folder) if r.name == "macs"])["macs"]
     # On all validation images, what is measured is what training promised; the exit's own head costs 48 · 10.
-    whole = never["macs"].value - 48 * 10  # type: ignore[operator]
-    assert own["macs"].value / whole == pytest.approx(result["targets"]["early_exit"]["expected_macs"])  # type: ignore[operator]
-    assert bold["macs"].value < own["macs"].value <= 0.7 * whole  # type: ignore[operator]
+    whole = value(never["macs"]) - 48 * 10
+    assert value(own["macs"]) / whole == pytest.approx(result["targets"]["early_exit"]["expected_macs"])
+    assert value(bold["macs"]) < value(own["macs"]) <= 0.7 * whole
 
 
 def test_a_setting_whose_answers_are_no_numbers_says_so(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from orchestrator.errors import DataError
 from orchestrator.planning import manifest
-from orchestrator.planning.manifest import TORCHVISION, manifest_of
+from orchestrator.planning.manifest import TORCHVISION, Manifests, manifest_of
+from orchestrator.training.sources import open_images
 from specs.data import ImageFolder, Sample, Torchvision
 
 
@@ -86,18 +88,66 @@ def test_missing_folders_classes_and_images(root):
         manifest_of(folder(root))
 
 
-def test_large_folders_are_read_once(root, tmp_path, monkeypatch):
+def test_what_is_overwritten_in_place_is_noticed_however_large_the_folder(root, tmp_path, monkeypatch):
+    """Overwriting a file leaves its folder as it was, so nothing may be concluded from folders alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(manifest, "CACHE_FROM_IMAGES", 1)
-    first = manifest_of(folder(root))
-    scandir = os.scandir
-    scanned: list[str] = []
-    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(str(path)) or scandir(path))
-    assert manifest_of(folder(root)) == first
-    assert scanned == []
-    (root / "train" / "cat" / "new.png").write_bytes(b"x")
-    assert manifest_of(folder(root)).num_train == first.num_train + 1
-    assert scanned != []
+    monkeypatch.setattr(manifest, "CACHE_FROM_IMAGES", 1, raising=False)  # where there was a limit, this was above it
+    image = root / "train" / "cat" / "1.png"
+    before, folder_before = manifest_of(folder(root)).digest, image.parent.stat().st_mtime_ns
+    image.write_bytes(b"other pixels")
+    assert image.parent.stat().st_mtime_ns == folder_before
+    assert manifest_of(folder(root)).digest != before
+
+
+def test_one_command_reads_a_folder_once(root, monkeypatch):
+    known = Manifests()
+    first = known.of(folder(root))
+    monkeypatch.setattr(os, "scandir", None)
+    assert known.of(folder(root).model_copy(update={"limit_val": 1})) is first
+    assert known.of(Sample(kind="sample")).num_val == 1000
+
+
+def test_the_digest_is_what_it_always_was(root):
+    """By hand: split/class/path, a zero byte, the size; classes and paths in the order of their text."""
+    nested = root / "train" / "cat" / "a-b"
+    nested.mkdir()
+    (nested / "5.png").write_bytes(b"x")
+    (root / "train" / "cat" / "a").mkdir()
+    (root / "train" / "cat" / "a" / "6.png").write_bytes(b"xy")
+    lines = ["train/cat/0.png\0" + "10", "train/cat/1.png\0" + "11", "train/cat/2.png\0" + "12"]
+    lines += ["train/cat/a-b/5.png\0" + "1", "train/cat/a/6.png\0" + "2"]
+    lines += ["train/dog/0.png\0" + "10", "train/dog/1.png\0" + "11", "train/dog/2.png\0" + "12"]
+    lines += ["val/cat/0.png\0" + "10", "val/dog/0.png\0" + "10"]
+    expected = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+    assert manifest_of(folder(root)).digest == expected
+
+
+def test_planning_and_training_see_the_same_images(root, tmp_path):
+    """Links to a folder and to a file, a link that leads nowhere, deep folders, odd names, other files."""
+    elsewhere = tmp_path / "elsewhere" / "deep"
+    elsewhere.mkdir(parents=True)
+    for name in ("8.png", "9.JPG", "readme.md"):
+        (elsewhere / name).write_bytes(b"x")
+    cat = root / "train" / "cat"
+    (cat / "linked").symlink_to(elsewhere.parent)
+    (cat / "7.png").symlink_to(elsewhere / "8.png")
+    (cat / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (cat / "folder.png").mkdir()
+    (root / "train" / "owl").symlink_to(elsewhere)
+    (root / "val" / "owl").symlink_to(elsewhere)
+    described = manifest_of(folder(root))
+    train, val = (open_images(folder(root), split) for split in ("train", "val"))
+    assert (described.num_train, described.num_val) == (len(train), len(val)) == (6 + 3 + 2, 2 + 2)
+    assert train.classes == described.class_names == ("cat", "dog", "owl")
+    shown = [Path(train.where(i)).relative_to(cat).as_posix() for i, label in enumerate(train.labels) if label == 0]
+    assert shown == ["0.png", "1.png", "2.png", "7.png", "linked/deep/8.png", "linked/deep/9.JPG"]
+
+
+@pytest.mark.parametrize("reads", [manifest_of, lambda data: open_images(data, "train")])
+def test_a_link_to_a_folder_that_it_lies_in_is_refused(root, reads):
+    (root / "train" / "cat" / "again").symlink_to(root / "train")
+    with pytest.raises(DataError, match=r"again/cat.* is a link to a folder that it lies in.*Remove the link"):
+        reads(folder(root))
 
 
 def test_samples_and_torchvision():

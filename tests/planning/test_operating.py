@@ -11,6 +11,7 @@ import yaml
 
 from orchestrator.errors import PlanError, UsageError
 from orchestrator.planning.make import make_plan
+from orchestrator.planning.manifest import Manifests
 from orchestrator.planning.plan import MeasureStage, Plan
 from orchestrator.planning.remeasure import measured_anew
 from specs.load import load
@@ -105,9 +106,9 @@ def test_a_setting_that_one_combination_cannot_have(planned, monkeypatch):
 def test_other_points_are_not_taken_behind_the_plans_back(planned):
     stage = measurements(planned(None))["exit"]
     resources = ResourcesSpec()
-    assert measured_anew(stage, stage.measurement, resources).digest == stage.digest
+    assert measured_anew(stage, stage.measurement, resources, Manifests()).digest == stage.digest
     none = stage.measurement.model_copy(update={"operating_points": {}})
-    assert measured_anew(stage, none, resources).operating_points == {}
+    assert measured_anew(stage, none, resources, Manifests()).operating_points == {}
     other = stage.measurement.model_copy(update={"operating_points": {"early_exit.threshold": [0.1]}})
     with pytest.raises(UsageError, match="belong to the spec"):
-        measured_anew(stage, other, resources)
+        measured_anew(stage, other, resources, Manifests())

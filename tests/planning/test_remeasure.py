@@ -11,6 +11,7 @@ from PIL import Image
 from orchestrator.arguments import conditions, measured_under
 from orchestrator.errors import DataError
 from orchestrator.planning.make import make_plan
+from orchestrator.planning.manifest import Manifests
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.remeasure import measured_anew, measurement_of, with_measurements
 from specs.load import load
@@ -48,7 +49,7 @@ def anew(plan: Plan, *texts: str, only: str | None = None) -> Plan:
         stage = measurement_of(plan, combination)
         if only not in (None, combination.name):
             return stage
-        return measured_anew(stage, measured_under(conditions(texts), stage.measurement), ResourcesSpec())
+        return measured_anew(stage, measured_under(conditions(texts), stage.measurement), ResourcesSpec(), Manifests())
 
     return with_measurements(plan, plan.combinations, measured_by)
 

@@ -183,7 +183,7 @@ def test_accuracy_and_speed_in_other_precisions_are_said(finished: Any) -> None:
         else stage
         for digest, stage in finished.plan.stages.items()
     }
-    found = list(notes(comparison, finished.plan.model_copy(update={"stages": stages})))
+    found = list(notes(comparison, finished.plan.model_copy(update={"stages": stages}), {}))
     (said,) = [note for note in found if "precision of training (fp32), time and memory in bf16" in note]
     assert f"of {len(finished.plan.combinations)} runs" in said
 

@@ -69,11 +69,65 @@ def test_a_balanced_design_gives_the_coefficients_of_least_squares(noisy: Any, c
 def test_pairs_and_standard_error_by_hand(noisy: Any) -> None:
     comparison = compare(noisy.plan, noisy.store)
     cells = {(r.labels["merging"], r.labels["distill"]): r.cells["top1"].by_seed for r in comparison.rows}
-    pairs = [cells["r2", d][s] - cells["none", d][s] for d in ("none", "soft") for s in (0, 1)]
+    of_seed = [np.mean([cells["r2", d][s] - cells["none", d][s] for d in ("none", "soft")]) for s in (0, 1)]
     found = effect(comparison, "top1", merging="r2")
     assert (found.num_pairs, found.relative, found.unit) == (4, False, "points")
-    assert found.std_error == pytest.approx(np.std(pairs, ddof=1) / 2)
+    assert found.value == pytest.approx(np.mean(of_seed))
+    assert found.std_error == pytest.approx(np.std(of_seed, ddof=1) / math.sqrt(2))
     assert effect(comparison, "latency_ms", merging="r2").unit == "%"
+
+
+def measured_as(lab: Any, top1: dict[tuple[str, str, int], float], macs: dict[str, float]) -> Comparison:
+    """The lab with these values: top-1 by merging, distillation and seed; MACs by merging, the same for all seeds."""
+    lab.finish(measured=lambda c: False)
+    for c in lab.plan.combinations:
+        merging = c.labels["merging"]
+        if (merging, c.labels["distill"], c.seed) in top1:
+            value = top1[merging, c.labels["distill"], c.seed]
+            lab.measure(c, [row("top1", value), row("macs", macs[merging])])
+    return compare(lab.plan, lab.store)
+
+
+def test_seeds_are_the_evidence_not_the_settings(lab_of: Callable[..., Any]) -> None:
+    """By hand: r2 costs 1 and 3 points with seed 0, 2 and 4 with seed 1, 5 and 7 with seed 2."""
+    costs = {("none", 0): 1, ("soft", 0): 3, ("none", 1): 2, ("soft", 1): 4, ("none", 2): 5, ("soft", 2): 7}
+    plain = {("none", d, s): 90.0 for d, s in costs}
+    merged = {("r2", d, s): 90.0 - cost for (d, s), cost in costs.items()}
+    lab = lab_of(seeds=(0, 1, 2), merging=("none", "r2"))
+    comparison = measured_as(lab, plain | merged, {"none": 8e6, "r2": 4e6})
+    found = effect(comparison, "top1", merging="r2")
+    # Means of the seeds: −2, −3, −6. Mean −11/3, variance (25/9 + 4/9 + 49/9) / 2 = 13/3, by 3 seeds: 13/9.
+    assert found.value == pytest.approx(-11 / 3)
+    assert found.std_error == pytest.approx(math.sqrt(13) / 3)
+    assert found.num_pairs == 6
+    # Distillation is worth 0 without merging, and −2 with it, whatever the seed: no spread, and one value of each.
+    both = effect(comparison, "top1", merging="r2", distill="soft")
+    assert (both.value, both.std_error, both.num_pairs) == (-2, None, 1)
+
+
+def test_counts_are_one_value_however_many_seeds_there_are(lab_of: Callable[..., Any]) -> None:
+    top1 = {(m, d, s): 80.0 + s for m in ("none", "r2") for d in ("none", "soft") for s in (0, 1, 2)}
+    comparison = measured_as(lab_of(merging=("none", "r2")), top1, {"none": 8e6, "r2": 4e6})
+    found = effect(comparison, "macs", merging="r2")
+    assert found.value == pytest.approx(-50)
+    assert (found.std_error, found.num_pairs) == (None, 2)
+
+
+def test_one_seed_has_no_standard_error(lab_of: Callable[..., Any]) -> None:
+    top1 = {("none", "none", 0): 80.0, ("r2", "none", 0): 79.0, ("none", "soft", 0): 82.0, ("r2", "soft", 0): 79.0}
+    comparison = measured_as(lab_of(seeds=(0,), merging=("none", "r2")), top1, {"none": 8e6, "r2": 4e6})
+    found = effect(comparison, "top1", merging="r2")
+    assert (found.value, found.std_error, found.num_pairs) == (-2, None, 2)
+
+
+def test_a_seed_that_lacks_a_setting_weighs_less(lab_of: Callable[..., Any]) -> None:
+    """By hand: −1 and −2 with seed 0, −6 with seed 1. Mean −3; the seeds' deviations from it add up to 3 and −3."""
+    top1 = {("none", "none", 0): 80.0, ("r2", "none", 0): 79.0, ("none", "soft", 0): 82.0, ("r2", "soft", 0): 80.0}
+    top1 |= {("none", "none", 1): 80.0, ("r2", "none", 1): 74.0}
+    comparison = measured_as(lab_of(seeds=(0, 1), merging=("none", "r2")), top1, {"none": 8e6, "r2": 4e6})
+    found = effect(comparison, "top1", merging="r2")
+    assert (found.value, found.num_pairs) == (-3, 3)
+    assert found.std_error == pytest.approx(math.sqrt((9 + 9) * 2 / 1) / 3)
 
 
 def test_holes_give_fewer_pairs_and_no_bias(noisy: Any) -> None:

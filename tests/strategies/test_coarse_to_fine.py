@@ -193,6 +193,22 @@ def test_all_patches_are_refined_until_the_warmup_is_over() -> None:
         assert network(images(2)).num_tokens == [tokens] * 4
 
 
+def test_tokens_of_images_that_are_done_are_not_reported() -> None:
+    merging = strategy("token_merging", {"r": 2})
+    network = student(
+        toy(), merging, strategy("coarse_to_fine", {"alpha": 1.0, "reuse": False, "threshold": 0.5})
+    ).eval()
+    with torch.no_grad():
+        first = copy.deepcopy(network).train()(images(4)).readouts["coarse_to_fine"]["coarse_logits"]
+        sure = first.softmax(-1).amax(-1).sort().values
+        # Four blocks take two of 17 tokens each, and two of 65. One image of four takes the fine pass; then none does.
+        for threshold, kept in ((float(sure[0] + sure[1]) / 2, 57 / 4), (0.0, 0)):
+            network.whole.threshold = threshold
+            out = network(images(4))
+            assert out.num_tokens == [15, 13, 11, 9, *([63, 61, 59, 57] if kept else [0] * 4)]
+            assert merging.measure(out) == {"tokens_kept": kept}
+
+
 PICTURES = ("window_attention", "skip_attention", "spatial_reduction_attention", "rotary_position", "token_merging")
 
 

@@ -71,7 +71,7 @@ def test_nothing_is_computed_after_the_last_image_has_left() -> None:
         out, (logits, left) = network(x), masked_reference(network, x, [1, 2], 0.0)
     torch.testing.assert_close(out.logits, logits, atol=1e-5, rtol=1e-5)
     assert out.exit_block.tolist() == left == [1] * 6
-    assert out.num_tokens == [65, 65]
+    assert out.num_tokens == [65, 65, 0, 0]
 
 
 def test_images_that_left_cost_nothing() -> None:
@@ -93,6 +93,33 @@ def test_together_with_merging_a_batch_equals_single_images() -> None:
     torch.testing.assert_close(out.logits, torch.cat([s.logits for s in single]), atol=1e-5, rtol=1e-5)
     assert out.exit_block.tolist() == [int(s.exit_block) for s in single]
     assert len(set(out.exit_block.tolist())) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tokens", "half", "none"),
+    [
+        ("token_merging", {"r": 8}, [57, 49, 41, 33], 33 / 2, 0),
+        ("token_reorganization", {"keep_rate": 0.5, "blocks": [0, 2]}, [34, 34, 19, 19], 19 / 2, 0),
+        ("token_idling", {"blocks": [1, 2]}, [65, 46, 33, 65], (65 + 46 + (33 + 65) / 2) / 4, (65 + 46) / 4),
+    ],
+)
+def test_of_images_that_left_no_tokens_are_reported(
+    name: str, options: dict[str, Any], tokens: list[int], half: float, none: float
+) -> None:
+    """Of eight images four leave after block 1; then all do."""
+    acting = strategy(name, options)
+    network, x = network_with_exits("plain", acting, blocks=[1]), images(8)
+    head = network.extras["early_exit"]["1"]
+    with torch.no_grad():
+        sure = network.train()(x).exits[1].softmax(-1).amax(-1).sort().values
+        head.threshold.fill_(float(sure[3] + sure[4]) / 2)
+        out, single = network.eval()(x), [network(image) for image in x.split(1)]
+        assert sorted(out.exit_block.tolist()) == [1] * 4 + [3] * 4
+        assert out.num_tokens == tokens
+        assert list(acting.measure(out).values()) == [half]
+        assert np.mean([list(acting.measure(one).values()) for one in single]) == half
+        head.threshold.fill_(0.0)
+        assert list(acting.measure(network(x)).values()) == [none]
 
 
 def test_certainty_itself_does_not_exceed_a_threshold_of_one() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from specs.strategy import StrategyConfig
 from strategies.api import Strategy
 from strategies.distillation.response import Response, ResponseConfig
+from strategies.dynamic.early_exit import EarlyExit, EarlyExitConfig
 from strategies.losses import total_loss
 from strategies.state import Output
 
@@ -50,6 +51,15 @@ def test_without_strategies_it_is_the_cross_entropy_of_smoothed_labels(logits: T
     smoothed = np.eye(5)[labels.numpy()] * 0.8 + 0.2 / 5
     assert loss.item() == pytest.approx(cross_entropy(logits.detach().numpy(), smoothed), rel=1e-5)
     assert list(terms) == ["task"]
+
+
+def test_heads_of_strategies_learn_the_same_smoothed_labels(logits: Tensor) -> None:
+    labels, at_exit = torch.tensor([0, 4, 2, 2, 1, 3]), torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
+    early = EarlyExit(EarlyExitConfig(blocks=(1,)))
+    out = Output(logits, exits={1: at_exit}, num_tokens=[1] * 4)
+    _, terms = total_loss([early], out, None, labels, label_smoothing=0.2)
+    smoothed = np.eye(5)[labels.numpy()] * 0.8 + 0.2 / 5
+    assert float(terms["early_exit.exits"]) == pytest.approx(2 / 4 * cross_entropy(at_exit.numpy(), smoothed), rel=1e-5)
 
 
 def test_probabilities_are_not_smoothed_again(logits: Tensor) -> None:

@@ -126,13 +126,35 @@ def test_it_factorises_what_pruning_leaves_in_whatever_order_they_are_listed():
         assert torch.equal(rebuilt.eval()(images()).logits, network(images()).logits)
 
 
-def test_pruning_that_makes_all_layers_too_small_is_an_error():
-    pair = [
+def test_pruning_that_makes_all_layers_too_small_is_refused_at_plan_time():
+    factors, pruning = (
         strategy("low_rank", {"rank": 20, "what": ["proj"]}),
         strategy("structured_pruning", {"ratio": 0.6, "what": ["heads"]}),
+    )
+    # One head of 16 channels is left: 16 · 48 / (16 + 48) = 12, and rank 12 saves nothing.
+    same_stage = conflicts([factors, pruning], facts_for(toy()))
+    next_stage = conflicts([factors], pruning.leaves(facts_for(toy())))
+    for reasons in (same_stage, next_stage):
+        (reason,) = reasons
+        for part in ("low_rank.rank", "rank 20", "vit_tiny", "1 to 11", "Write a smaller rank"):
+            assert part in reason
+    fits = strategy("low_rank", {"rank": 11, "what": ["proj"]})
+    assert conflicts([fits, pruning], facts_for(toy())) == []
+
+
+def test_pruning_that_leaves_less_than_planned_is_an_error():
+    """Two heads a block are planned; block 0, whose heads matter least, keeps one of them."""
+    pair = [
+        strategy("low_rank", {"rank": 18, "what": ["proj"], "blocks": [0]}),
+        strategy("structured_pruning", {"ratio": 1 / 3, "what": ["heads"]}),
     ]
+    assert conflicts(pair, facts_for(toy())) == []
+    network = build_model(toy())
+    with torch.no_grad():
+        for parameter in network.get_submodule("blocks.0.attn").parameters():
+            parameter.mul_(0.01)
     with pytest.raises(ValueError, match=r"low_rank\.rank: no layer .* Way out: a smaller rank"):
-        student(toy(), *pair)
+        compose(network, pair, facts_for(toy()))
 
 
 @pytest.mark.parametrize(

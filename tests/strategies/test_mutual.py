@@ -62,16 +62,21 @@ def test_each_term_moves_its_own_student_alone() -> None:
         assert all(g is None for g in gradients[len(moved) :]), name
 
 
-def test_peers_start_apart_but_alike_in_scale() -> None:
-    network = student(toy(), strategy("mutual", {"peers": 2}))
-    everyone = [network.model, *(peer.model for peer in network.extras["mutual"].students)]
-    for name, weight in everyone[0].named_parameters():
-        a, b = (dict(other.named_parameters())[name] for other in everyone[1:])
+def test_peers_begin_apart_and_untrained_beside_a_trained_student() -> None:
+    spec = toy()
+    model = build_model(spec)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(3.0)
+    network = compose(model, [strategy("mutual", {"peers": 2})], Facts(facts_of(spec)))
+    peers = [dict(peer.model.named_parameters()) for peer in network.extras["mutual"].students]
+    for name, weight in build_model(spec).named_parameters():
+        a, b = (peer[name] for peer in peers)
         assert a.shape == b.shape == weight.shape
+        torch.testing.assert_close(a.mean(), weight.mean(), rtol=0, atol=0.02, msg=name)
         if weight.numel() > 500:
-            assert not torch.equal(a, weight)
             assert not torch.equal(a, b)
-            torch.testing.assert_close(a.std(), weight.std(), rtol=0.2, atol=1e-3)
+            torch.testing.assert_close(a.std(), weight.std(), rtol=0.2, atol=1e-3, msg=name)
 
 
 def test_peers_cost_nothing_in_evaluation() -> None:
@@ -82,7 +87,7 @@ def test_peers_cost_nothing_in_evaluation() -> None:
 
 
 def test_peers_are_pruned_alike_and_whole_otherwise() -> None:
-    """They are copied after pruning and before others attach: skipped attention has no weights."""
+    """What others attach is the first student's alone: skipped attention has no weights."""
     pruning, skipping = strategy("structured_pruning", {"ratio": 0.5}), strategy("skip_attention", {"blocks": [2]})
     network = student(toy(), strategy("mutual", {}), skipping).train()
     assert network(images()).readouts["mutual"]["0"].shape == (6, 10)

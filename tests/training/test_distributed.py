@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +12,7 @@ from orchestrator.reporting.stored import read_outcomes
 from orchestrator.training.sources import open_images
 from specs.data import Sample
 from strategies import registry
-
-SCRIPT = Path(__file__).with_name("run_stage.py")
-ROOT = Path(__file__).parents[2]
+from tests.training.two_workers import run_on_two_workers
 
 
 def history(store, stage):
@@ -41,32 +35,7 @@ def test_two_workers_follow_the_curve_of_one(make_stage, run, tmp_path):
         ema=0.9,
         augmentation=mixing,
     )
-    file = tmp_path / "stage.json"
-    file.write_text(stage.model_dump_json())
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                SCRIPT,
-                file,
-                tmp_path / "two",
-                tmp_path / "scratch2",
-                "0",
-                str(rank),
-                "2",
-                tmp_path / "meet",
-            ],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors
-
-    one, two = LocalStore(tmp_path / "one"), LocalStore(tmp_path / "two")
+    one, two = LocalStore(tmp_path / "one"), run_on_two_workers(stage, tmp_path)
     run(stage, store=one)
     for alone, together in zip(history(one, stage), history(two, stage), strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""Stages that start from a network whose strategies took weights away."""
+"""Stages that start from a network whose strategies took weights away, or had modules that no longer fit."""
 
 from __future__ import annotations
 
@@ -45,3 +45,13 @@ def test_the_same_strategy_goes_on_and_another_stage_is_refused(name, make_stage
     without = make_stage(epochs=0, student=NetworkSource(stage=first.digest))
     with pytest.raises(SpecError, match=rf"(?s)has no {gone}.*`{name}`.*List those strategies"):
         run(without)
+
+
+def test_modules_that_no_longer_fit_begin_anew_and_are_named(make_stage, run, store, caplog):
+    first = make_stage(strategies=(config("early_exit", blocks=(1,)),), epochs=0)
+    run(first)
+    again = make_stage(
+        strategies=(config("early_exit", blocks=(1, 2)),), epochs=0, student=NetworkSource(stage=first.digest)
+    )
+    run(again)
+    assert [r.message for r in caplog.records if "`early_exit` begin anew" in r.message]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +21,8 @@ from orchestrator.training.data import validation_loader
 from orchestrator.training.interface import StageInterrupted
 from specs.data import Sample
 from strategies import registry
+from tests.training.two_workers import run_on_two_workers
 
-SCRIPT = Path(__file__).with_name("run_stage.py")
-ROOT = Path(__file__).parents[2]
 DATA = Sample(kind="sample", limit_train=96, limit_val=53)
 
 
@@ -216,23 +212,8 @@ def test_heads_from_before_there_were_targets_go_on(small: Any, run: Any, store:
 
 def test_two_workers_find_what_one_finds(small: Any, run: Any, tmp_path: Path) -> None:
     stage = small(strategies=(exits(target_macs=0.5),), epochs=1, micro_batch=8, ema=0.8)
-    file = tmp_path / "stage.json"
-    file.write_text(stage.model_dump_json())
-    two = tmp_path / "two"
-    command = [sys.executable, SCRIPT, file, two, tmp_path / "scratch2", "0"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), "2", tmp_path / "meet"],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors
-    alone, together = run(stage), json.loads((artefact(LocalStore(two), stage) / "result.json").read_text())
+    two = run_on_two_workers(stage, tmp_path)
+    alone, together = run(stage), json.loads((artefact(two, stage) / "result.json").read_text())
     one, other = alone["targets"]["early_exit"], together["targets"]["early_exit"]
     # Weights differ in the last digits; who leaves does not.
     assert other["threshold"] == pytest.approx(one["threshold"], rel=1e-4)
@@ -243,7 +224,7 @@ def test_two_workers_find_what_one_finds(small: Any, run: Any, tmp_path: Path) -
         name = f"early_exit.exited_{b}"
         assert together["metrics"][name] == pytest.approx(alone["metrics"][name])
     # On two workers the evaluation sees the threshold of both.
-    macs = macs_by_exit(artefact(LocalStore(two), stage))
+    macs = macs_by_exit(artefact(two, stage))
     shares = [together["metrics"][f"early_exit.exited_{b}"] for b in (0, 1, 2)]
     expected = sum(s * macs[b] for b, s in enumerate(shares)) + (1 - sum(shares)) * macs[3]
     assert other["expected_macs"] == pytest.approx(expected, rel=1e-6)
