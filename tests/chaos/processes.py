@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import ctypes
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 
@@ -21,41 +18,14 @@ Known = Callable[[], Collection[int]]
 
 @contextlib.contextmanager
 def reaper() -> Iterator[None]:
-    """Within this block, what is orphaned below this process becomes its child, not that of process 1. Linux only.
-
-    Programs that signal their parent then reach this process, so within the block SIGINT from below is said and passed
-    over; anybody else's interrupts as ever. To be entered in the main thread.
-    """
+    """Within this block, what is orphaned below this process becomes its child, not that of process 1. Linux only."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the system knows no subreapers")
-    over = threading.Event()
-    wakes = signal.signal(signal.SIGURG, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    listener = threading.Thread(target=_listen, args=(over,), daemon=True)
-    listener.start()
     try:
         yield
     finally:
-        over.set()
-        listener.join()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGURG, wakes)
         prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-
-
-def _listen(over: threading.Event) -> None:
-    while not over.is_set():
-        if (found := signal.sigtimedwait({signal.SIGINT}, 0.5)) is None:
-            continue
-        # Of those that ended right after it, too: whoever adopts the dead and does not ask for their ends keeps them.
-        senders = {p.pid: p for p in psutil.Process().children(recursive=True)}
-        if found.si_pid not in senders:
-            _thread.interrupt_main()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)  # else it goes on waiting
-        else:
-            said = title_of(senders[found.si_pid]) or "which has ended"
-            print(f"SIGINT from below: process {found.si_pid}, {said}", file=sys.stderr, flush=True)
 
 
 def below(*roots: int) -> dict[int, psutil.Process]:
