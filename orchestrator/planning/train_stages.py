@@ -130,6 +130,13 @@ class TrainStages:
         num_train = num_training_images(data, manifest.num_train)
         reasons += tuple(obstacles(spec.training, self._experiment.resources, num_train))
         reasons += tuple(too_short([strategy for strategy, _ in built], spec.training, num_train))
+        resources, together = self._experiment.resources, _compares_images(built, facts)
+        at_once = spec.training.images_at_once(resources.fewest_workers)
+        if together and at_once != spec.training.images_at_once(resources.most_workers):
+            reasons += (
+                "its numbers depend on how many images a worker has at once, which `resources.workers: {min, max}` "
+                "leaves open. Way out: set `training.micro_batch`, or `resources.workers` to one number.",
+            )
         if reasons:
             return self._refused(i, *reasons)
         taught_by = taught_by[:num_teachers]
@@ -153,8 +160,7 @@ class TrainStages:
         }
         if len(teachers) > 1:
             parts["other_teachers"] = [teacher.identity for teacher in teachers[1:]]
-        at_once = spec.training.images_at_once(self._experiment.resources.workers)
-        if at_once != spec.training.images_at_once(1) and _compares_images(built, facts):
+        if together and at_once != spec.training.images_at_once(1):
             parts["micro_batch"] = at_once
         digest = digest_of(parts)
         stage = self.built.get(digest)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import PlanError
 from orchestrator.planning.make import make_plan
 from specs.load import load
 from strategies import registry
@@ -21,7 +22,7 @@ resources: {workers: WORKERS}
 VIT = "{model: vit_tiny_patch16_224, args: {patch_size: 7, embed_dim: 48, depth: 3, num_heads: 3}}"
 
 
-def digest(tmp_path: Path, workers: int, strategy: str, training: str = "", student: str = VIT) -> str:
+def digest(tmp_path: Path, workers: int | str, strategy: str, training: str = "", student: str = VIT) -> str:
     text = SPEC.replace("STUDENT", student).replace("TRAINING", training)
     text = text.replace("STRATEGY", strategy).replace("WORKERS", str(workers))
     (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
@@ -50,3 +51,14 @@ def test_other_workers_are_another_stage_only_where_images_are_compared(tmp_path
 def test_batch_norms_compare_images(tmp_path):
     student, strategy = "{model: resnet10t}", "name: response"
     assert digest(tmp_path, 1, strategy, student=student) != digest(tmp_path, 2, strategy, student=student)
+
+
+def test_a_varying_number_of_workers_is_refused_where_images_are_compared(tmp_path):
+    elastic = "{min: 1, max: 2}"
+    with pytest.raises(
+        PlanError, match=r"(?s)how many images a worker has at once.*Way out: set `training.micro_batch`"
+    ):
+        digest(tmp_path, elastic, "name: manifold")
+    assert digest(tmp_path, elastic, "name: response") == digest(tmp_path, 1, "name: response")
+    fixed = ", micro_batch: 8"
+    assert digest(tmp_path, elastic, "name: manifold", fixed) == digest(tmp_path, 1, "name: manifold", fixed)
