@@ -1,16 +1,17 @@
 """Fault injection: what becomes of a run when something dies, fills up, fails, is damaged, or tells the wrong time.
 
-    python -m benchmarks.chaos                       # 105 injections, seven of each kind; hours on two cores
-    python -m benchmarks.chaos --seed 5 --only 17    # one of them alone, as it was in a run with this seed
+    python -m benchmarks.chaos                          # 105 injections, seven of each kind; hours on two cores
+    python -m benchmarks.chaos --seed 5 --together 4    # up to four, one after another, into one experiment
+    python -m benchmarks.chaos --seed 5 --only 17 32    # these, in one experiment, as in a campaign with this seed
     python -m benchmarks.chaos --seed 5 --first 40 --injections 20 --kinds worker lane
 
-Each injection happens to an experiment of its own: a teacher, two students in three stages each and their measurements,
-on two lanes, run by the `slimvit run` command on a real Ray cluster, with MLflow's server and, where it is about a
-bucket, moto's behind a proxy that fails (`tests/chaos`). Number, kind, moment and everything else that is left to
-chance follow from the seed; the moment is a place in the run's log, so that it means the same on a machine of another
-speed. Which of two processes is a little ahead at that moment is not under the seed's control.
+The experiment is a teacher, two students in three stages each and their measurements, on two lanes, run by the
+`slimvit run` command on a real Ray cluster, with MLflow's server and, where it is about a bucket, moto's behind a proxy
+that fails (`tests/chaos`). Number, kind, moment and everything else that is left to chance follow from the seed; the
+moment is a place in the log, so that it means the same on a machine of another speed. Which of two processes is a
+little ahead at that moment is not under the seed's control.
 
-After each: the same command finishes, at the second time at the latest; the weights of every stage are those of a run
+Afterwards: the same command finishes, the next time at the latest; the weights of every stage are those of a run
 that nothing happened to, bit for bit; no stage was computed again once it was finished, and those under way went on
 from their newest checkpoint; MLflow has every run and every point once; no process, placement group or lease is left.
 
@@ -39,7 +40,7 @@ from typing import Any
 
 from tests.chaos.episode import Outcome, Undisturbed, disturbed, undisturbed
 from tests.chaos.grid import CHECKPOINT_EVERY, SPEC
-from tests.chaos.injections import KINDS, Injection
+from tests.chaos.injections import KINDS, Injection, Place
 from tests.chaos.processes import reaper
 from tests.chaos.saved import Lost
 from tests.chaos.servers import Servers, servers
@@ -51,17 +52,17 @@ def main() -> None:
     parser.add_argument("--injections", type=int, default=7 * len(KINDS))
     parser.add_argument("--seed", type=int, help="default: a fresh one, which is printed")
     parser.add_argument("--first", type=int, default=0, help="number of the first injection")
-    parser.add_argument("--only", type=int, help="only this number")
+    parser.add_argument("--only", type=int, nargs="+", help="only these numbers, in one experiment")
+    parser.add_argument("--together", type=int, default=1, help="so many injections may share an experiment")
     parser.add_argument("--known", type=Path, help="file that keeps the undisturbed run for the next campaign")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="only injections of these kinds")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
-    numbers = range(arguments.first, arguments.first + arguments.injections)
-    drawn = [
-        Injection.draw(seed, number, KINDS) for number in (numbers if arguments.only is None else [arguments.only])
-    ]
+    numbers = arguments.only or range(arguments.first, arguments.first + arguments.injections)
+    drawn = [Injection.draw(seed, number, KINDS) for number in numbers]
     wanted = [injection for injection in drawn if injection.kind in arguments.kinds]
-    _say(f"seed {seed}: {len(wanted)} injections")
+    experiments = shared_out(wanted, len(wanted) if arguments.only else arguments.together)
+    _say(f"seed {seed}: {len(wanted)} injections into {len(experiments)} experiments")
     os.environ.update(CREDENTIALS)
     # The path is short, because sockets lie below it.
     home = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
@@ -71,16 +72,17 @@ def main() -> None:
         with reaper(), servers(home) as running:
             whole = _undisturbed(home / "u", running, arguments.known)
             _say(f"undisturbed: {whole.seconds:.0f} s between the first line of its log and the last")
-            for injection in wanted:
-                if injection.kind in skipped:
+            for injections in experiments:
+                kinds = {injection.kind for injection in injections}
+                if kinds <= skipped.keys():
                     continue
                 try:
-                    outcomes.append(disturbed(home / f"e{injection.number}", [injection], whole, running))
+                    outcomes.append(disturbed(home / f"e{injections[0].number}", injections, whole, running))
                 except PermissionError as error:
-                    skipped[injection.kind] = f"no disk of its own can be mounted: {error}"
+                    skipped |= dict.fromkeys(kinds, f"no disk of its own can be mounted: {error}")
                     continue
                 except Exception as error:  # one that could not be judged must not hide the others
-                    unjudged = Outcome([injection], ["not judged"], [f"not judged: {error!r}"])
+                    unjudged = Outcome(injections, ["not judged"] * len(injections), [f"not judged: {error!r}"])
                     outcomes.append(unjudged)
                     traceback.print_exc()
                 _report(outcomes[-1], seed)
@@ -103,36 +105,47 @@ def _undisturbed(folder: Path, running: Servers, known: Path | None) -> Undistur
     return whole
 
 
+def shared_out(injections: list[Injection], together: int) -> list[list[Injection]]:
+    """Injections of one place, at most so many at a time, in the order in which they happen."""
+    places: dict[Place, list[Injection]] = defaultdict(list)
+    for injection in injections:
+        places[KINDS[injection.kind].place].append(injection)
+    groups = [found[i : i + together] for found in places.values() for i in range(0, len(found), together)]
+    return [sorted(group, key=lambda injection: injection.after) for group in groups]
+
+
 def summary(seed: int, outcomes: list[Outcome], skipped: dict[str, str]) -> dict[str, Any]:
     """What is claimed, from what happened."""
-    struck = [outcome for outcome in outcomes if not outcome.done[0].startswith("missed")]
-    runs: dict[str, list[int]] = defaultdict(list)
-    for outcome in struck:
-        runs[outcome.injections[0].kind].append(outcome.runs)
+    told = [(i, done) for outcome in outcomes for i, done in zip(outcome.injections, outcome.done, strict=True)]
+    struck = [injection for injection, done in told if not done.startswith(("missed", "not judged"))]
     return {
         "benchmark": "chaos",
         "seed": seed,
         "cores": len(os.sched_getaffinity(0)),
         "injections": len(struck),
-        "by_kind": dict(sorted(Counter(outcome.injections[0].kind for outcome in struck).items())),
-        "runs_needed": {kind: max(needed) for kind, needed in sorted(runs.items())},
-        "missed": [outcome.injections[0].number for outcome in outcomes if outcome not in struck],
+        "experiments": len(outcomes),
+        "runs": sum(outcome.runs for outcome in outcomes),
+        "by_kind": dict(sorted(Counter(injection.kind for injection in struck).items())),
+        "missed": [injection.number for injection, done in told if done.startswith("missed")],
         "skipped": skipped,
         "violations": [
             {
-                "number": outcome.injections[0].number,
-                "kind": outcome.injections[0].kind,
-                "done": outcome.done[0],
+                "done": {i.number: done for i, done in zip(outcome.injections, outcome.done, strict=True)},
                 "violations": outcome.violations,
-                "replay": f"python -m benchmarks.chaos --seed {seed} --only {outcome.injections[0].number}",
+                "replay": _replay(seed, outcome),
                 "folder": str(outcome.folder),
             }
             for outcome in outcomes
             if outcome.violations
         ],
         "tracebacks": {outcome.injections[0].number: outcome.tracebacks for outcome in outcomes if outcome.tracebacks},
-        "work_lost": work_lost([lost for outcome in struck for lost in outcome.lost]),
+        "work_lost": work_lost([lost for outcome in outcomes for lost in outcome.lost]),
     }
+
+
+def _replay(seed: int, outcome: Outcome) -> str:
+    numbers = " ".join(str(injection.number) for injection in outcome.injections)
+    return f"python -m benchmarks.chaos --seed {seed} --only {numbers}"
 
 
 def work_lost(all_of_it: list[Lost]) -> dict[str, Any]:
@@ -157,12 +170,10 @@ def work_lost(all_of_it: list[Lost]) -> dict[str, Any]:
 
 
 def _report(outcome: Outcome, seed: int) -> None:
-    (injection,) = outcome.injections
-    verdict = (
-        "ok" if not outcome.violations else f"VIOLATIONS {outcome.violations} (--seed {seed} --only {injection.number})"
-    )
-    what = f"{injection.number} {injection.kind}: {outcome.done[0]}"
-    _say(f"{what}; {outcome.runs} runs, {outcome.seconds:.0f} s: {verdict}")
+    for injection, done in zip(outcome.injections, outcome.done, strict=True):
+        _say(f"{injection.number} {injection.kind}: {done}")
+    verdict = f"VIOLATIONS {outcome.violations} ({_replay(seed, outcome)})" if outcome.violations else "ok"
+    _say(f"    {outcome.runs} runs, {outcome.seconds:.0f} s: {verdict}")
 
 
 def _say(text: str) -> None:

@@ -23,6 +23,8 @@ OfWorker = Literal["user error", "out of memory", "store", "crash", "cut off"]
 _CUT_OFF = re.compile(
     r"gloo[/\\]|Connection (closed|reset) by peer|Broken pipe|NCCL|ProcessGroup|process group|c10d|TCPStore", re.I
 )
+_NO_GROUP = "process group has not been initialized"
+"""What torch says in a worker that goes on for a moment after Ray Train took its process group down."""
 _BROKEN_DEVICE = re.compile(
     r"\bECC\b|unspecified launch failure|NVLink|hardware (error|failure)|GPU is lost|fallen off the bus", re.I
 )
@@ -50,6 +52,8 @@ def of_worker(error: BaseException, world_size: int = 1) -> OfWorker:
             return "cut off"
         return "user error"
     if world_size > 1 and isinstance(error, ConnectionError) and _CUT_OFF.search(str(error)):
+        return "cut off"
+    if world_size > 1 and isinstance(error, ValueError) and _NO_GROUP in str(error):
         return "cut off"
     if isinstance(error, OSError) and not isinstance(error, _OWN_DOING):
         return "store"

@@ -108,6 +108,8 @@ def _look_at_undisturbed(grid: Grid, known: Known, servers: Servers) -> Undistur
 def disturbed(folder: Path, injections: Sequence[Injection], whole: Undisturbed, servers: Servers) -> Outcome:
     """Run the experiment, and let injections of one place happen to it one after another.
 
+    An injection that ends the run is followed by the same command.
+
     Raises:
         PermissionError: if it needs a disk of its own and this user may not mount one.
     """
@@ -160,8 +162,8 @@ def _strike_and_finish(
         survives = True
         for injection in outcome.injections:
             if command.process.poll() is not None and command.process.returncode != 0:
-                command = grid.start()  # an injection before this one ended the run
-            _wait_for_moment(injection, command, whole)
+                command, survives = grid.start(), True
+            _wait_for_moment(injection, grid, command, whole)
 
             def note_kill() -> None:
                 before = saved.now()
@@ -253,9 +255,9 @@ def _known(servers: Servers) -> Known:
     return lambda: before | servers.pids()
 
 
-def _wait_for_moment(injection: Injection, command: Command, whole: Undisturbed) -> None:
+def _wait_for_moment(injection: Injection, grid: Grid, command: Command, whole: Undisturbed) -> None:
     wanted = int(injection.after * whole.lines)
-    while command.progress < wanted and command.process.poll() is None:
+    while grid.progress < wanted and command.process.poll() is None:
         time.sleep(0.02)
     until = time.monotonic() + injection.delay * whole.seconds / whole.lines
     while time.monotonic() < until and command.process.poll() is None:

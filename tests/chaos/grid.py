@@ -127,6 +127,11 @@ class Grid:
         return self.folder.name
 
     @property
+    def progress(self) -> int:
+        """How many lines all runs have printed."""
+        return sum(command.progress for command in self.commands)
+
+    @property
     def clock_file(self) -> Path:
         """Seconds by which the clocks of the run's Python processes are wrong; none while it is missing."""
         return self.folder / "clock"

@@ -128,7 +128,9 @@ def _node(scene: Scene) -> str:
     node = scene.chance.choice(sorted(scene.nodes.raylets))
     scene.note_kill()
     scene.nodes.kill(node)
-    return f"SIGKILL to the raylet of node {node[:8]}"
+    scene.pause(2, 15)
+    scene.nodes.add(1)
+    return f"SIGKILL to the raylet of node {node[:8]}; another node comes"
 
 
 def _tracking(scene: Scene) -> str:

@@ -29,6 +29,13 @@ def dead(text: str, *, preempted: bool = False) -> Exception:
     return WorkerHealthCheckFailedError("A worker health check failed.", failure=error)
 
 
+def without_group() -> Exception:
+    """What torch raises where the process group was taken down."""
+    with pytest.raises(ValueError, match="group") as raised:
+        torch.distributed.all_reduce(torch.zeros(1))
+    return raised.value
+
+
 @pytest.mark.parametrize(
     ("error", "world_size", "means"),
     [
@@ -44,6 +51,8 @@ def dead(text: str, *, preempted: bool = False) -> Exception:
         (PermissionError(13, "denied"), 1, "user error"),
         (GLOO, 2, "cut off"),
         (GLOO, 1, "user error"),
+        (without_group(), 2, "cut off"),
+        (without_group(), 1, "user error"),
         (torch.distributed.DistNetworkError("The client socket has timed out"), 2, "cut off"),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), 1, "crash"),
     ],
