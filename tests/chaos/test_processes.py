@@ -14,7 +14,7 @@ from tests.chaos.processes import reaper, strays, kill, wait_gone
 with reaper():
     spared = subprocess.Popen(["sleep", "60"])
     known = lambda: {spared.pid}
-    subprocess.run("sleep 61 & sleep 62 & true", shell=True, start_new_session=True)
+    subprocess.run("sleep 61 & sleep 62 & sleep 1", shell=True, start_new_session=True)
     found = strays(known)
     print(sorted(p.cmdline()[1] for p in found.values()))
     kill(*found.values())

@@ -178,7 +178,7 @@ def test_each_problem_is_named_with_its_way_out(account, monkeypatch, wanted, mo
 
 def test_all_problems_come_at_once(account):
     found = findings(
-        account, cluster(worker_instance="g4dn.huge", ami="ami-0", instance_profile=None), root="s3://no/x"
+        account, cluster(worker_instance="g4dn.huge", ami="ami-0", instance_profile=None), root="s3://none/x"
     )
     assert len(found.problems) == 4
 
