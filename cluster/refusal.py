@@ -20,7 +20,8 @@ def refusal(address: str, error: BaseException, *, has_token: bool) -> str:
         error: what Ray raised.
         has_token: whether this user holds a token.
     """
-    if versions := _VERSIONS.search(str(error)):
+    whole = _with_causes(error)
+    if versions := _VERSIONS.search(whole):
         there, here = "Ray {ray} and Python {python}", "Ray {own_ray} and Python {own_python}"
         found = versions.groupdict()
         return (
@@ -28,7 +29,7 @@ def refusal(address: str, error: BaseException, *, has_token: bool) -> str:
             f"must be the same. Install `ray[default,train,tune]=={found['ray']}` under Python {found['python']} here, "
             f"or start the cluster with {here.format(**found)} (`slimvit submit` needs neither: it runs in the cluster)"
         )
-    if type(error).__name__ == "AuthenticationError" or _TOKEN.search(str(error)):
+    if type(error).__name__ == "AuthenticationError" or _TOKEN.search(whole):
         what = "does not accept this user's token" if has_token else "wants a token, and this user holds none"
         return (
             f"the Ray cluster at `{address}` {what}. Copy the token of the user who started the cluster (there: "
@@ -40,6 +41,16 @@ def refusal(address: str, error: BaseException, *, has_token: bool) -> str:
         "(`ray start --address=…`), with the same versions of Ray and Python; where the cluster wants a token, put "
         "it into `~/.ray/auth_token`. From outside use `slimvit submit`"
     )
+
+
+def _with_causes(error: BaseException) -> str:
+    """Ray's own error may only say that it could not connect; why, its cause says."""
+    texts: list[str] = []
+    one: BaseException | None = error
+    while one is not None:
+        texts.append(str(one))
+        one = one.__cause__
+    return "\n".join(texts)
 
 
 def _first_line(error: BaseException) -> str:

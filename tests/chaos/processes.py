@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 
@@ -18,14 +19,36 @@ Known = Callable[[], Collection[int]]
 
 @contextlib.contextmanager
 def reaper() -> Iterator[None]:
-    """Within this block, what is orphaned below this process becomes its child, not that of process 1. Linux only."""
+    """Within this block, what is orphaned below this process becomes its child, not that of process 1. Linux only.
+
+    Like process 1 it takes note of the deaths of those that it adopted: Ray's workers ask whether their raylet lives, and
+    one of whose death nobody took note counts as alive.
+    """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the system knows no subreapers")
+    end = threading.Event()
+    thread = threading.Thread(target=_take_note_of_deaths, args=(end,), daemon=True)
+    thread.start()
     try:
         yield
     finally:
+        end.set()
+        thread.join()
         prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _take_note_of_deaths(end: threading.Event) -> None:
+    """Of adopted processes only: those that were seen below another one before. `subprocess` does it for its own."""
+    me, born_elsewhere = psutil.Process(), set[int]()
+    while not end.wait(0.5):
+        for process in me.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
+                if process.ppid() != me.pid:
+                    born_elsewhere.add(process.pid)
+                elif process.pid in born_elsewhere and process.status() == psutil.STATUS_ZOMBIE:
+                    if os.waitpid(process.pid, os.WNOHANG)[0]:  # none of its threads lives any more
+                        born_elsewhere.discard(process.pid)
 
 
 def below(*roots: int) -> dict[int, psutil.Process]:

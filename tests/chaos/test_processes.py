@@ -9,17 +9,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ORPHAN = """
-import subprocess, sys
+import psutil, subprocess, time
 from tests.chaos.processes import reaper, strays, kill, wait_gone
 with reaper():
     spared = subprocess.Popen(["sleep", "60"])
     known = lambda: {spared.pid}
-    subprocess.run("sleep 61 & sleep 62 & sleep 1", shell=True, start_new_session=True)
+    subprocess.run("sleep 61 & sleep 62 & sleep 2", shell=True, start_new_session=True)
     found = strays(known)
     print(sorted(p.cmdline()[1] for p in found.values()))
+    time.sleep(2)  # the reaper has seen them
     kill(*found.values())
     print(wait_gone(known, 30), spared.poll())
+    time.sleep(2)
+    print([psutil.pid_exists(pid) for pid in found])
     spared.kill()
+    print(spared.wait())
 """
 
 
@@ -30,4 +34,4 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_orphans_are_found_and_what_is_known_is_spared() -> None:
-    assert run(ORPHAN).stdout.splitlines() == ["['61', '62']", "{} None"]
+    assert run(ORPHAN).stdout.splitlines() == ["['61', '62']", "{} None", "[False, False]", "-9"]

@@ -21,6 +21,12 @@ def test_versions_that_differ() -> None:
     assert "\n" not in text
 
 
+def test_the_cause_is_looked_at_too() -> None:
+    error = ConnectionError("Failed to connect to Ray cluster at a:1")
+    error.__cause__ = RuntimeError("no cluster id: Unauthenticated: RPC error: InvalidAuthToken")
+    assert "does not accept this user's token" in refusal("a:1", error, has_token=True)
+
+
 def test_anything_else_keeps_its_first_line() -> None:
     text = refusal("a:1", ConnectionError("no route\nlong story"), has_token=False)
     assert "no route. This machine must be one of its nodes" in text
