@@ -42,14 +42,16 @@ docs: $(READY)
 	$(BIN)/python -m orchestrator.reference docs/spec-reference.md
 	$(BIN)/python -m orchestrator.strategy_help docs/strategies.md
 
+# Versions that still fit stay as they are; UPGRADE=1 takes the newest of everything.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet uv
+	cp requirements.lock requirements.lock.new
+	$(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	  --quiet $(if $(UPGRADE),--upgrade) --output-file requirements.lock.new pyproject.toml
 	{ echo "# Exact versions of everything that slimvit runs and is tested with. Made by: make lock"; \
-	  $(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
-	  --quiet pyproject.toml; } > requirements.lock.new
-	mv requirements.lock.new requirements.lock
-	rm -rf $(VENV)-lock
+	  cat requirements.lock.new; } > requirements.lock
+	rm -rf requirements.lock.new $(VENV)-lock
 
 # Of what it finds, versions with a fix are raised in pyproject.toml and locked anew (make lock).
 audit:
