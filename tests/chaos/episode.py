@@ -111,7 +111,7 @@ def disturbed(folder: Path, injections: Sequence[Injection], whole: Undisturbed,
     An injection that ends the run is followed by the same command.
 
     Raises:
-        PermissionError: if it needs a disk of its own and this user may not mount one.
+        PermissionError: if it needs a disk or a network of its own and this user may not make one.
     """
     outcome, began = Outcome(list(injections), folder=folder), time.monotonic()
     (place,) = {KINDS[injection.kind].place for injection in injections}
@@ -240,8 +240,8 @@ def _grid(folder: Path, place: Place, servers: Servers, stack: contextlib.ExitSt
         endpoint.seed = sum(folder.name.encode())
         endpoint.up()
         return Grid(folder, tracking, store=f"s3://{BUCKET}/{folder.name}", endpoint=endpoint.address), None
-    if place == "nodes":
-        cluster = stack.enter_context(nodes(1, 1))
+    if place in ("nodes", "apart"):
+        cluster = stack.enter_context(nodes(1, 1, apart=place == "apart"))
         return Grid(folder, tracking, cluster=cluster.address), cluster
     grid = Grid(folder, tracking)
     if place == "disk":

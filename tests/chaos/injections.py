@@ -16,12 +16,14 @@ from typing import Literal
 import psutil
 
 from tests.chaos.grid import Command, Grid
-from tests.chaos.processes import Known, kill, strays, titled, wait_gone
+from tests.chaos.processes import Known, below, kill, strays, titled, wait_gone
 from tests.chaos.servers import Servers
+from tests.execution.namespaces import connect
 from tests.execution.nodes import Nodes
 
-Place = Literal["folder", "disk", "bucket", "nodes"]
-"""What the run needs: a store in a folder, on a small disk of its own, in a bucket; or a cluster of several nodes."""
+Place = Literal["folder", "disk", "bucket", "nodes", "apart"]
+"""What the run needs: a store in a folder, on a small disk of its own, in a bucket; a cluster of several nodes, or one
+whose nodes live in network namespaces of their own."""
 DISK_MIB = 48
 _GONE_S = 90.0
 """How long what a killed driver left may live on."""
@@ -133,6 +135,40 @@ def _node(scene: Scene) -> str:
     return f"SIGKILL to the raylet of node {node[:8]}; another node comes"
 
 
+def _cut_off(scene: Scene) -> str:
+    """A node that works on and is heard again when others have taken over what it was at."""
+    assert scene.nodes is not None
+    node = scene.chance.choice(sorted(scene.nodes.raylets))
+    scene.note_kill()
+    connect(scene.nodes.wires[node], connected=False)
+    scene.pause(15, 40)
+    connect(scene.nodes.wires[node], connected=True)
+    _replace(scene.nodes, node)
+    return f"the network of node {node[:8]} is cut for a while; another node comes"
+
+
+def _frozen(scene: Scene) -> str:
+    """As when a virtual machine is moved: every process stands still, and goes on as if nothing had been."""
+    assert scene.nodes is not None
+    node = scene.chance.choice(sorted(scene.nodes.raylets))
+    still = list(below(scene.nodes.raylets[node]).values())
+    scene.note_kill()
+    for process in still:
+        process.suspend()
+    scene.pause(10, 40)
+    for process in still:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+    _replace(scene.nodes, node)
+    return f"node {node[:8]} stands still for a while; another node comes"
+
+
+def _replace(nodes: Nodes, node: str) -> None:
+    """One more, as an autoscaler brings it; the old one, if it was given up, ends by itself."""
+    del nodes.raylets[node]
+    nodes.add(1)
+
+
 def _tracking(scene: Scene) -> str:
     scene.servers.tracking.down()
     scene.pause(0.5, 8)
@@ -235,6 +271,8 @@ KINDS = {
     "driver": Kind(_driver),
     "raylet": Kind(_sigkill("raylet")),
     "node": Kind(_node, "nodes", survives=True),
+    "frozen node": Kind(_frozen, "nodes", survives=True),
+    "partition": Kind(_cut_off, "apart", survives=True),
     "tracking": Kind(_tracking, survives=True),
     "endpoint": Kind(_endpoint, "bucket"),
     "s3 errors": Kind(_failing("error", 0.3, 40), "bucket"),
@@ -263,7 +301,7 @@ def small_disk(folder: Path) -> Iterator[None]:
     )
     if made.returncode != 0:
         folder.rmdir()
-        raise PermissionError(made.stderr.strip())
+        raise PermissionError(f"no disk of its own can be mounted: {made.stderr.strip()}")
     try:
         yield
     finally:

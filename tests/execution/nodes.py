@@ -1,7 +1,7 @@
 """A cluster of several raylets on this machine, in a process of its own, away from every other cluster.
 
 The head has no CPU, so work goes to the other nodes. Prints its address and the nodes as JSON; `add CPUS` on its input
-adds one and prints it; ends when its input closes.
+adds one and prints it; ends when its input closes. With `--apart`, each node lives in a network namespace of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.execution.namespaces import Network
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -31,6 +33,8 @@ class Nodes:
     address: str = ""
     raylets: dict[str, int] = field(default_factory=dict)
     """Node id → process id of its raylet, the head left out."""
+    wires: dict[str, str] = field(default_factory=dict)
+    """Node id → its connection to the others, if it lives apart."""
 
     def add(self, cpus: int) -> str:
         """One node more; gives its id."""
@@ -41,8 +45,11 @@ class Nodes:
     def read(self) -> str:
         assert self.process.stdout is not None
         said = json.loads(self.process.stdout.readline())
+        if "refused" in said:
+            raise PermissionError(said["refused"])
         self.address = said["address"]
         self.raylets[said["node"]] = said["pid"]
+        self.wires[said["node"]] = said["wire"]
         return str(said["node"])
 
     def kill(self, node: str) -> None:
@@ -51,10 +58,14 @@ class Nodes:
 
 
 @contextmanager
-def nodes(*cpus: int) -> Iterator[Nodes]:
-    """A cluster with a node of so many CPUs each."""
+def nodes(*cpus: int, apart: bool = False) -> Iterator[Nodes]:
+    """A cluster with a node of so many CPUs each.
+
+    Raises:
+        PermissionError: if they are to live apart, and this user may not make network namespaces.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.execution.nodes"],
+        [sys.executable, "-m", "tests.execution.nodes", *(["--apart"] if apart else [])],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdin=subprocess.PIPE,
@@ -82,19 +93,33 @@ def main() -> None:
 
     ensure_token_if_auth_enabled(None, create_token_if_missing=True)
     utils.write_ray_address = lambda *_: None  # else `auto` of everybody on this machine would lead here
+    try:
+        network = Network() if "--apart" in sys.argv else None
+    except PermissionError as error:
+        print(json.dumps({"refused": str(error)}), flush=True)
+        return
     folder = tempfile.mkdtemp(prefix="svn-", dir="/tmp")
-    quick: dict[str, Any] = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "temp_dir": folder, "include_dashboard": False, "_system_config": quick},
-    )
+    quick: dict[str, Any] = {f"health_check_{what}": 1000 for what in ("period_ms", "timeout_ms")}
+    quick["health_check_failure_threshold"] = 5
+    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": False, "_system_config": quick}
+    if network is not None:
+        head["node_ip_address"] = network.head
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for line in sys.stdin:
-            node = cluster.add_node(num_cpus=int(line.split()[1]), temp_dir=folder)
+            common = {"num_cpus": int(line.split()[1]), "temp_dir": folder}
+            if network is None:
+                wire, node = "", cluster.add_node(**common)
+            else:
+                with network.another() as (wire, address):
+                    node = cluster.add_node(**common, node_ip_address=address)
             raylet = node.all_processes["raylet"][0].process.pid
-            print(json.dumps({"address": cluster.address, "node": node.node_id, "pid": raylet}), flush=True)
+            said = {"address": cluster.address, "node": node.node_id, "pid": raylet, "wire": wire}
+            print(json.dumps(said), flush=True)
     finally:
         cluster.shutdown()
+        if network is not None:
+            network.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
