@@ -21,8 +21,8 @@ Known = Callable[[], Collection[int]]
 def reaper() -> Iterator[None]:
     """Within this block, what is orphaned below this process becomes its child, not that of process 1. Linux only.
 
-    Like process 1 it takes note of the deaths of those that it adopted: Ray's workers ask whether their raylet lives, and
-    one of whose death nobody took note counts as alive.
+    Like process 1 it takes note of the deaths of those that it adopted: Ray's workers ask whether their raylet lives,
+    and one of whose death nobody took note counts as alive.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -47,8 +47,8 @@ def _take_note_of_deaths(end: threading.Event) -> None:
                 if process.ppid() != me.pid:
                     born_elsewhere.add(process.pid)
                 elif process.pid in born_elsewhere and process.status() == psutil.STATUS_ZOMBIE:
-                    if os.waitpid(process.pid, os.WNOHANG)[0]:  # none of its threads lives any more
-                        born_elsewhere.discard(process.pid)
+                    ended, _ = os.waitpid(process.pid, os.WNOHANG)  # 0 while one of its threads still lives
+                    born_elsewhere.discard(ended)
 
 
 def below(*roots: int) -> dict[int, psutil.Process]:

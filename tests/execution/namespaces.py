@@ -41,8 +41,10 @@ class Network:
 
     @contextlib.contextmanager
     def another(self) -> Iterator[tuple[str, str]]:
-        """Within this block, this thread and the processes that it starts live in a new namespace; gives the name of its
-        wire and its address."""
+        """Within this block, this thread and the processes that it starts live in a new namespace.
+
+        Gives the name of its wire and its address.
+        """
         number = len(self._namespaces) + 2
         name, wire, address = f"{self._tag}-{number}", f"{self._tag}w{number}", f"{self._subnet}.{number}"
         self._ip("netns", "add", name)
