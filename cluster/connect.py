@@ -74,6 +74,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # On a machine that is busy, Ray's dashboard takes longer to start than Ray waits by itself.
     os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "300")
+    # Nobody takes away the one node of a cluster that lives and dies with this run: one process less for each lane.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if address is None else "1"
     show_token(starting=address is None)
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=short_base()))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,24 +25,6 @@ from tests.execution.plans import digest, experiment, measure, plan, train
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    """Addresses of a cluster with 2 CPUs that outlives the runs on it."""
-    head = subprocess.Popen(
-        [sys.executable, "-m", "tests.execution.head", "2"],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert head.stdin is not None
-    assert head.stdout is not None
-    yield json.loads(head.stdout.readline())
-    head.stdin.close()
-    head.wait(30)
 
 
 class Run:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +10,6 @@ import pytest
 from orchestrator.errors import ResourceError, UsageError
 from orchestrator.execution import jobs
 
-ROOT = Path(__file__).resolve().parents[2]
 SPEC = """
 name: submitted
 data: {kind: sample, name: mnist5k, limit_train: 640, limit_val: 100}
@@ -26,26 +20,9 @@ tracking: {uri: "sqlite:///record.db"}
 """
 
 
-@pytest.fixture
-def dashboard() -> Iterator[str]:
-    """Address of the dashboard of a cluster with one CPU."""
-    head = subprocess.Popen(
-        [sys.executable, "-m", "tests.execution.head", "1"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert head.stdin is not None
-    assert head.stdout is not None
-    yield json.loads(head.stdout.readline())["dashboard"]
-    head.stdin.close()
-    head.wait(30)
-
-
 @pytest.mark.ray
-def test_submit_follow_stop(dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submit_follow_stop(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dashboard = cluster["dashboard"]
     monkeypatch.chdir(tmp_path)
     Path("spec.yaml").write_text(SPEC)
     job = jobs.submit(Path("spec.yaml"), [], dashboard)

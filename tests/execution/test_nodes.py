@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,21 @@ from tests.execution.test_driver import Run
 
 AT_WORK = 3
 """Step at which a test strikes."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    """Two nodes with one CPU each, and what tests add."""
+    with nodes(1, 1) as made:
+        yield made
+
+
+@pytest.fixture
+def two_nodes(cluster: Nodes) -> Nodes:
+    """With two nodes again, whatever became of those before."""
+    for _ in range(2 - len(cluster.raylets)):
+        cluster.add(1)
+    return cluster
 
 
 def run_and_strike(
@@ -50,14 +65,13 @@ def retried(run: Run) -> list[tuple[str, str]]:
 
 
 @pytest.mark.ray
-def test_a_group_on_two_nodes_outlives_one_of_them(tmp_path: Path) -> None:
-    label = "steps=400 pause=0.1"
-    with nodes(1, 1) as cluster:
+def test_a_group_on_two_nodes_outlives_one_of_them(two_nodes: Nodes, tmp_path: Path) -> None:
+    label = "steps=120 pause=0.1"
 
-        def strike(progress: Progress, up: LaneUp) -> None:
-            cluster.kill(up.nodes[1])
+    def strike(progress: Progress, up: LaneUp) -> None:
+        two_nodes.kill(up.nodes[1])
 
-        run = run_and_strike(cluster, tmp_path, label, strike, workers={"min": 1, "max": 2}, max_retries=1)
+    run = run_and_strike(two_nodes, tmp_path, label, strike, workers={"min": 1, "max": 2}, max_retries=1)
     first, second = groups(run)
     assert len(set(first)) == 2, "distributed data parallel over two nodes"
     assert second == (first[0],), "the rest goes on with what is left"
@@ -68,31 +82,30 @@ def test_a_group_on_two_nodes_outlives_one_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_notice_and_sigterm_lose_nothing(tmp_path: Path) -> None:
+def test_notice_and_sigterm_lose_nothing(two_nodes: Nodes, tmp_path: Path) -> None:
     from ray._raylet import GcsClient
 
-    label = "steps=150 pause=0.1"
-    with nodes(1, 1) as cluster:
+    label = "steps=80 pause=0.1"
 
-        def take_away(progress: Progress, up: LaneUp) -> None:
-            soon = 120_000 + int(time.time() * 1000)
-            accepted, why = GcsClient(cluster.address).drain_node(up.nodes[0], 2, "spot", soon)
-            assert accepted, why
+    def take_away(progress: Progress, up: LaneUp) -> None:
+        soon = 120_000 + int(time.time() * 1000)
+        accepted, why = GcsClient(two_nodes.address).drain_node(up.nodes[0], 2, "spot", soon)
+        assert accepted, why
 
-        run = run_and_strike(cluster, tmp_path / "drained", label, take_away, max_retries=0)
-        first, second = groups(run)
-        assert first != second
-        assert [kind for kind, _ in retried(run)] == ["preempted"]
-        last = max(e.step for e in before_retry(run) if isinstance(e, Progress))
-        assert run.result(label)["resumed"] >= last, "it saved its work before it left"
+    run = run_and_strike(two_nodes, tmp_path / "drained", label, take_away, max_retries=0)
+    first, second = groups(run)
+    assert first != second
+    assert [kind for kind, _ in retried(run)] == ["preempted"]
+    last = max(e.step for e in before_retry(run) if isinstance(e, Progress))
+    assert run.result(label)["resumed"] >= last, "it saved its work before it left"
 
-        def terminate(progress: Progress, up: LaneUp) -> None:
-            os.kill(int(progress.values["pid"]), signal.SIGTERM)
+    def terminate(progress: Progress, up: LaneUp) -> None:
+        os.kill(int(progress.values["pid"]), signal.SIGTERM)
 
-        run = run_and_strike(cluster, tmp_path / "terminated", label, terminate, max_retries=0)
-        assert retried(run) == [("preempted", "retry")], "there is only one node left"
-        last = max(e.step for e in before_retry(run) if isinstance(e, Progress))
-        assert run.result(label)["resumed"] >= last
+    run = run_and_strike(two_nodes, tmp_path / "terminated", label, terminate, max_retries=0)
+    assert retried(run) == [("preempted", "retry")], "there is only one node left"
+    last = max(e.step for e in before_retry(run) if isinstance(e, Progress))
+    assert run.result(label)["resumed"] >= last
 
 
 def before_retry(run: Run) -> list[Event]:

@@ -21,27 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 LABELS = [f"steps={steps}" for steps in (21, 22, 23, 24)]
 
 
-def two_runs(location: str, environment: dict[str, str]) -> None:
-    head = subprocess.Popen(
-        [sys.executable, "-m", "tests.execution.head", "2"],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert head.stdin is not None
-    assert head.stdout is not None
-    try:
-        address = json.loads(head.stdout.readline())["address"]
-        command = [sys.executable, "-m", "tests.execution.rival", location, address, *LABELS]
-        running = [
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
-        ]
-        said = [json.loads(process.communicate(timeout=240)[0].splitlines()[-1]) for process in running]
-    finally:
-        head.stdin.close()
-        head.wait(30)
+def two_runs(location: str, address: str) -> None:
+    command = [sys.executable, "-m", "tests.execution.rival", location, address, *LABELS]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [json.loads(process.communicate(timeout=240)[0].splitlines()[-1]) for process in running]
     store = open_store(location)
     stages = {digest(label) for label in LABELS}
     computed = [stage for run in said for stage in run["finished"]]
@@ -54,15 +40,15 @@ def two_runs(location: str, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.ray
-def test_on_a_disk(tmp_path: Path) -> None:
-    two_runs(str(tmp_path / "store"), {**os.environ, "PYTHONPATH": str(ROOT)})
+def test_on_a_disk(cluster: dict[str, str], tmp_path: Path) -> None:
+    two_runs(str(tmp_path / "store"), cluster["address"])
 
 
 @pytest.mark.ray
-def test_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_bucket(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (CREDENTIALS | {FOLDER_VARIABLE: str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)
     with s3_server() as endpoint:
         address = Address("two-drivers", "store", endpoint)
         client(address).create_bucket(Bucket=address.bucket)
-        two_runs(str(address), {**os.environ, "PYTHONPATH": str(ROOT)})
+        two_runs(str(address), cluster["address"])

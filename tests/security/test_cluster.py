@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,7 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.execution.head import head
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +26,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dashboard(home: Path) -> Iterator[str]:
     """Address of the dashboard of a fresh cluster; nothing in the environment says that it should want a token."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    head = subprocess.Popen(
-        [sys.executable, "-m", "tests.execution.head", "1"],
-        cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT), "HOME": str(home)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert head.stdin is not None
-    assert head.stdout is not None
-    try:
-        yield json.loads(head.stdout.readline())["dashboard"]
-    finally:
-        head.stdin.close()
-        head.wait(60)
+    with head(1, environment | {"HOME": str(home)}) as addresses:
+        yield addresses["dashboard"]
 
 
 def status(url: str, token: str | None) -> int:
