@@ -1,4 +1,4 @@
-"""The whole line with everything in a bucket: images that workers fetch, stages that they commit, and the comparison."""
+"""The whole line with everything in a bucket: images that workers fetch, stages that they commit, the comparison."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_images_stages_and_comparison_in_a_bucket(tmp_path: Path, monkeypatch: p
         first = slimvit(tmp_path, "run", "spec.yaml", "--plain")
         assert first.returncode == 0, first.stdout + first.stderr
         assert "2 of 2 combinations measured" in first.stdout
-        fetched = [path for path in (tmp_path / "cache" / "images").rglob("*.png")]
+        fetched = list((tmp_path / "cache" / "images").rglob("*.png"))
         assert {p.read_bytes() for p in fetched} == {p.read_bytes() for p in made}, "each of them, by the workers"
         assert not (tmp_path / "slimvit-store").exists()
 
