@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.local_register import LocalRegister
-from cluster.marker import Contents, Marker, contents_of, difference, parts_of
+from cluster.marker import Contents, Marker, contents_of, difference, parts_of, same
 from cluster.storage import ABANDONED_S, MARKER, Inventory, Kept
 
 _TEMPORARY = ".incoming-"
@@ -233,7 +233,7 @@ class LocalStore:
             ) from error
 
     def _same_or_refuse(self, name: str, contents: Contents, folder: Path) -> None:
-        if self._marker(name) != contents:
+        if not same(self._marker(name), contents, folder):
             raise FileExistsError(
                 f"artefact `{name}` is already in `{self.root}` with other content. Artefacts never change: "
                 "delete it first if it is wrong"

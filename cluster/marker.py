@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-READ_BYTES = 1 << 20
+PART_BYTES = 16 << 20
+"""Digests of larger files are made of their parts' (ADR 0020). Markers depend on it: it never changes."""
+_READ_BYTES = 1 << 18
+"""Stays in a core's cache between reading and hashing."""
 _THREADS = 4
-"""Files are hashed side by side; hashlib lets other threads run meanwhile."""
+"""Parts are hashed side by side; hashlib lets other threads run meanwhile."""
 Contents = dict[str, dict[str, Any]]
-"""Relative path → `sha256` and `size` of the file."""
+"""Relative path → `sha256` (see `Digest`) and `size` of the file."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Marker:
 
     def encode(self) -> str:
         """As JSON."""
-        content: dict[str, Any] = {"format": 1, "files": self.files}
+        content: dict[str, Any] = {"format": 2, "files": self.files}
         if self.folder:
             content["folder"] = self.folder
         return json.dumps(content, indent=1, sort_keys=True)
@@ -55,12 +59,53 @@ def files_below(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+class Digest:
+    """What identifies a file's content, from its bytes in order.
+
+    Of a file of one part its SHA-256; of a longer one the SHA-256 over those of its parts, and `-` and their number:
+    such parts can be hashed side by side.
+
+    Args:
+        whole: the SHA-256 of the file as one, whatever its length, as markers of format 1 have it.
+    """
+
+    def __init__(self, *, whole: bool = False) -> None:
+        self._whole, self._part, self.size = whole, hashlib.sha256(), 0
+        self._parts: list[bytes] = []
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Append."""
+        rest = memoryview(data)
+        while len(rest):
+            at = self.size % PART_BYTES
+            if at == 0 and self.size and not self._whole:
+                self._parts.append(self._part.digest())
+                self._part = hashlib.sha256()
+            taken = rest if self._whole else rest[: PART_BYTES - at]
+            self._part.update(taken)
+            self.size += len(taken)
+            rest = rest[len(taken) :]
+
+    def text(self) -> str:
+        """Of everything so far."""
+        return _text([*self._parts, self._part.digest()])
+
+
+def _text(parts: list[bytes]) -> str:
+    return parts[0].hex() if len(parts) == 1 else f"{hashlib.sha256(b''.join(parts)).hexdigest()}-{len(parts)}"
+
+
+def is_whole(text: str) -> bool:
+    """Whether it is the SHA-256 of a file as one."""
+    return "-" not in text
+
+
 def contents_of(folder: Path, files: Iterable[str] | None = None) -> Contents:
     """Digest and size of every file below a folder, or of some, by relative path."""
     names = files_below(folder) if files is None else list(files)
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = threads.map(size_and_sha256, (str(folder / name) for name in names))
-        return {name: {"size": size, "sha256": digest} for name, (size, digest) in zip(names, found, strict=True)}
+        found = {name: [threads.submit(_part, *part) for part in _parts(str(folder / name))] for name in names}
+        return {name: _joined([part.result() for part in parts]) for name, parts in found.items()}
 
 
 def size_and_sha256(path: str) -> tuple[int, str]:
@@ -69,19 +114,47 @@ def size_and_sha256(path: str) -> tuple[int, str]:
     Raises:
         OSError: if it cannot be read.
     """
+    parts = _parts(path)
+    if len(parts) == 1:  # threads cost as much as reading a small file
+        found = _joined([_part(path, 0)])
+    else:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            found = _joined([part.result() for part in [threads.submit(_part, *part) for part in parts]])
+    return found["size"], found["sha256"]
+
+
+def _parts(path: str) -> list[tuple[str, int]]:
+    """Where the parts of a file begin; an empty one has one, too."""
+    return [(path, start) for start in range(0, max(os.stat(path).st_size, 1), PART_BYTES)]
+
+
+def _joined(parts: list[tuple[int, bytes]]) -> dict[str, Any]:
+    return {"size": sum(size for size, _ in parts), "sha256": _text([digest for _, digest in parts])}
+
+
+def _part(path: str, start: int) -> tuple[int, bytes]:
+    """Size and digest of one part of a file."""
     digest, size = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(READ_BYTES))
+    buffer = memoryview(bytearray(_READ_BYTES))
     with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
+        file.seek(start)
+        while count := file.readinto(buffer[: PART_BYTES - size]):
             digest.update(buffer[:count])
             size += count
-    return size, digest.hexdigest()
+    return size, digest.digest()
+
+
+def _whole_file(path: str) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def difference(path: str, expected: dict[str, Any]) -> str | None:
     """How a file differs from what the marker says; `None` if it does not."""
     try:
-        size, digest = size_and_sha256(path)
+        size = os.stat(path).st_size
+        if size == expected["size"]:
+            size, digest = (size, _whole_file(path)) if is_whole(expected["sha256"]) else size_and_sha256(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return "is missing"
     if size != expected["size"]:
@@ -89,6 +162,17 @@ def difference(path: str, expected: dict[str, Any]) -> str | None:
     if digest != expected["sha256"]:
         return f"has SHA-256 {digest[:12]}… instead of {expected['sha256'][:12]}…"
     return None
+
+
+def same(known: Contents, contents: Contents, folder: Path) -> bool:
+    """Whether a marker's files are those of a folder.
+
+    Args:
+        contents: of the folder; an older marker may hold digests of another form, and then its files are read again.
+    """
+    return known == contents or (
+        known.keys() == contents.keys() and not any(difference(str(folder / file), known[file]) for file in known)
+    )
 
 
 def parts_of(name: str) -> tuple[str, ...]:

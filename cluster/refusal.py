@@ -9,7 +9,9 @@ _VERSIONS = re.compile(
     r".*?Ray: (?P<own_ray>\S+)\s+Python: (?P<own_python>\S+)",
     re.S,
 )
-_TOKEN = re.compile(r"authentication|unauthenticated|auth token|RAY_AUTH", re.I)
+_DEEPEST = 10
+"""Causes of causes that are looked at."""
+_TOKEN = re.compile(r"authentication|unauthenticated|auth ?token|RAY_AUTH", re.I)
 
 
 def refusal(address: str, error: BaseException, *, has_token: bool) -> str:
@@ -20,8 +22,8 @@ def refusal(address: str, error: BaseException, *, has_token: bool) -> str:
         error: what Ray raised.
         has_token: whether this user holds a token.
     """
-    whole = _with_causes(error)
-    if versions := _VERSIONS.search(whole):
+    said = _all(error)
+    if versions := _VERSIONS.search(said):
         there, here = "Ray {ray} and Python {python}", "Ray {own_ray} and Python {own_python}"
         found = versions.groupdict()
         return (
@@ -29,7 +31,7 @@ def refusal(address: str, error: BaseException, *, has_token: bool) -> str:
             f"must be the same. Install `ray[default,train,tune]=={found['ray']}` under Python {found['python']} here, "
             f"or start the cluster with {here.format(**found)} (`slimvit submit` needs neither: it runs in the cluster)"
         )
-    if type(error).__name__ == "AuthenticationError" or _TOKEN.search(whole):
+    if type(error).__name__ == "AuthenticationError" or _TOKEN.search(said):
         what = "does not accept this user's token" if has_token else "wants a token, and this user holds none"
         return (
             f"the Ray cluster at `{address}` {what}. Copy the token of the user who started the cluster (there: "
@@ -43,14 +45,14 @@ def refusal(address: str, error: BaseException, *, has_token: bool) -> str:
     )
 
 
-def _with_causes(error: BaseException) -> str:
-    """Ray's own error may only say that it could not connect; why, its cause says."""
-    texts: list[str] = []
-    one: BaseException | None = error
-    while one is not None:
-        texts.append(str(one))
-        one = one.__cause__
-    return "\n".join(texts)
+def _all(error: BaseException) -> str:
+    """What it says and what caused it: that a token was refused, Ray says only in the cause of a failed connection."""
+    found: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(found) < _DEEPEST:
+        found.append(str(current))
+        current = current.__cause__ or current.__context__
+    return "\n".join(found)
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from cluster.aws_codes import code_of
 from cluster.cache import Cache, cache_folder
-from cluster.marker import Contents, Marker, contents_of, difference, files_below, parts_of
+from cluster.marker import Contents, Marker, contents_of, difference, files_below, parts_of, same
 from cluster.s3_client import client, objects
 from cluster.s3_errors import absent, explained, raced
 from cluster.s3_register import S3Register, now
@@ -301,7 +301,7 @@ class S3Store:
         return self._marker(name) == marker
 
     def _same_or_refuse(self, name: str, contents: Contents, folder: Path) -> None:
-        if self._marker(name).files != contents:
+        if not same(self._marker(name).files, contents, folder):
             raise FileExistsError(
                 f"artefact `{name}` is already in {self.location} with other content. Artefacts never change: delete "
                 "it first if it is wrong"

@@ -61,7 +61,7 @@ def explained(doing: str, where: Address) -> Iterator[None]:
     except RecursionError as error:  # botocore follows redirects to regions without counting them
         raise StoreUnavailable(
             f"cannot {doing} {where}: {_endpoint(where)} sends every request elsewhere and does not say to which "
-            "region. Set AWS_REGION to the bucket's region, and check `endpoint`"
+            "region. Set AWS_DEFAULT_REGION to the bucket's region, and check `endpoint`"
         ) from error
     except (BotoCoreError, Boto3Error) as error:
         raise StoreUnavailable(f"cannot {doing} {where}: {_no_answer(error, where)}") from error
@@ -82,7 +82,7 @@ def _no_answer(error: Exception, where: Address) -> str:
             "network, and that it is reached from the workers too; running the same command again goes on"
         )
     if isinstance(error, boto.NoRegionError | boto.InvalidRegionError):
-        return f"{text}. Set AWS_REGION to the region of the bucket"
+        return f"{text}. Set AWS_DEFAULT_REGION to the region of the bucket"
     return f"{type(error).__name__}: {text}"
 
 
@@ -98,7 +98,11 @@ def _answer(error: ClientError, where: Address) -> str:
         )
     if code in ("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         region = _region(error)
-        right = f"It lies in `{region}`: set AWS_REGION={region}" if region else "Set AWS_REGION to the bucket's region"
+        right = (
+            f"It lies in `{region}`: set AWS_DEFAULT_REGION={region}"
+            if region
+            else "Set AWS_DEFAULT_REGION to the bucket's region"
+        )
         return f"the bucket `{where.bucket}` lies in another region than the one that was asked. {right}"
     if code in SKEWED:
         times = [str(details[key]) for key in ("RequestTime", "ServerTime") if key in details]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Collection, Iterator
@@ -16,8 +15,9 @@ from typing import Any, Protocol
 from boto3.s3.transfer import create_transfer_manager
 from botocore.exceptions import ClientError
 
-from cluster.marker import Contents, size_and_sha256
-from cluster.s3_client import PART_BYTES, client, transfer_config
+from cluster.marker import PART_BYTES as HASHED_BYTES
+from cluster.marker import Contents, Digest, is_whole, size_and_sha256
+from cluster.s3_client import client, transfer_config
 from cluster.s3_errors import absent, explained
 from specs.address import Address
 
@@ -58,7 +58,7 @@ def upload(address: Address, folder: Path, files: Collection[str]) -> Contents:
 
 
 def _send(manager: _Manager, address: Address, path: Path, file: str) -> dict[str, Any]:
-    large = path.stat().st_size >= PART_BYTES
+    large = path.stat().st_size > HASHED_BYTES
     # A part's checksum is computed as it is sent; the digest of a small file serves for both.
     under_way = manager.upload(str(path), address.bucket, address.key(file), _CHECKED) if large else None
     size, digest = size_and_sha256(str(path))
@@ -102,17 +102,17 @@ def _receive(manager: _Manager, address: Address, folder: Path, file: str, expec
     handle, temporary = tempfile.mkstemp(prefix=".arriving-", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as raw:
-            hashed = _Hashed(raw)
+            hashed = _Hashed(raw, Digest(whole=is_whole(expected["sha256"])))
             try:
                 manager.download(address.bucket, key, hashed).result()
             except ClientError as error:
                 if absent(error):
                     return f"`{address.plain}/{file}` is missing"
                 raise
-        if hashed.size != expected["size"]:
-            return f"`{address.plain}/{file}` has {hashed.size} bytes instead of {expected['size']}"
-        if hashed.digest != expected["sha256"]:
-            return f"`{address.plain}/{file}` has SHA-256 {hashed.digest[:12]}… instead of {expected['sha256'][:12]}…"
+        if (size := hashed.digest.size) != expected["size"]:
+            return f"`{address.plain}/{file}` has {size} bytes instead of {expected['size']}"
+        if (digest := hashed.digest.text()) != expected["sha256"]:
+            return f"`{address.plain}/{file}` has SHA-256 {digest[:12]}… instead of {expected['sha256'][:12]}…"
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
         return None
@@ -125,17 +125,11 @@ class _Hashed:
     """A file that is written once, from front to back. It cannot `seek`, so s3transfer, whose parts arrive in any
     order, puts them in order before it writes."""
 
-    def __init__(self, file: Any) -> None:
-        self._file, self._sha256, self.size = file, hashlib.sha256(), 0
+    def __init__(self, file: Any, digest: Digest) -> None:
+        self._file, self.digest = file, digest
 
     def write(self, data: bytes) -> int:
         """Append."""
         self._file.write(data)
-        self._sha256.update(data)
-        self.size += len(data)
+        self.digest.update(data)
         return len(data)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of everything so far."""
-        return self._sha256.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import uuid
@@ -16,7 +17,7 @@ import pytest
 from cluster.lease import Record
 from cluster.process import Process
 from cluster.s3 import S3Store
-from cluster.s3_client import client, objects
+from cluster.s3_client import _client, client, objects
 from cluster.storage import StoreUnavailable
 from specs.address import Address
 from tests.cluster.s3_process import CREDENTIALS
@@ -55,9 +56,12 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(status: int, code: str, more: str = "", region: str = "") -> Iterator[tuple[S3Store, list[str]]]:
+def answering(
+    status: int, code: str, more: str = "", region: str = "", kind: type[Answer] = Answer
+) -> Iterator[tuple[S3Store, list[str]]]:
     asked: list[str] = []
-    handler = type("Own", (Answer,), {"status": status, "code": code, "more": more, "region": region, "asked": asked})
+    told = {"status": status, "code": code, "more": more, "region": region, "asked": asked}
+    handler = type("Own", (kind,), told)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -85,7 +89,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
             400,
             "AuthorizationHeaderMalformed",
             "<Region>eu-central-1</Region>",
-            r"lies in another region.*AWS_REGION=eu-central-1",
+            r"lies in another region.*AWS_DEFAULT_REGION=eu-central-1",
         ),
         (403, "AccessDenied", "", r"no permission for `s3:ListBucket`.*arn:aws:s3:::some-bucket"),
         (
@@ -117,17 +121,45 @@ def test_what_may_pass_is_tried_again_and_only_that(status: int, code: str, trie
     assert len(asked) == tries
 
 
+class Elsewhere(Answer):
+    """A bucket in eu-central-1, which takes requests that are signed for there; of others it does not say where to."""
+
+    def answer(self) -> None:
+        here = "/eu-central-1/s3/" in self.headers["Authorization"]
+        self.status, self.code = (200, "") if here else (301, "PermanentRedirect")
+        super().answer()
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer  # noqa: N815
+
+
+def test_the_way_out_of_another_region_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(0, "", kind=Elsewhere) as (store, _):
+        with pytest.raises(StoreUnavailable, match=r"Set \w+ to the bucket's region") as caught:
+            store.check()
+        (variable,) = re.findall(r"Set (\w+) to the bucket's region", str(caught.value))
+        monkeypatch.setenv(variable, "eu-central-1")
+        _client.cache_clear()  # as in the next process
+        store.check()
+        _client.cache_clear()
+
+
 def test_another_region() -> None:
     """botocore itself goes to the region that S3 names; this server sends it away there, too."""
     moved = answering(301, "PermanentRedirect", region="eu-central-1")
-    with moved as (store, asked), pytest.raises(StoreUnavailable, match=r"another region.*AWS_REGION=eu-central-1"):
+    with (
+        moved as (store, asked),
+        pytest.raises(StoreUnavailable, match=r"another region.*AWS_DEFAULT_REGION=eu-central-1"),
+    ):
         store.check()
     assert len(asked) > 1
 
 
 def test_a_redirect_to_nowhere() -> None:
     nowhere = answering(301, "PermanentRedirect")
-    with nowhere as (store, _), pytest.raises(StoreUnavailable, match=r"sends every request elsewhere.*AWS_REGION"):
+    with (
+        nowhere as (store, _),
+        pytest.raises(StoreUnavailable, match=r"sends every request elsewhere.*AWS_DEFAULT_REGION"),
+    ):
         store.check()
 
 

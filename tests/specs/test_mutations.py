@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +16,7 @@ from specs.load import Location, Problem, SpecProblems, load, validate
 from strategies import registry
 
 LIBRARY = Path(__file__).parents[2] / "specs" / "library"
-SPECS = [yaml.safe_load((LIBRARY / name).read_text()) for name in ("quickstart.yaml", "baseline/cifar10.yaml")]
+SPECS = [load(LIBRARY / name, resolver=registry.resolver).data for name in ("quickstart.yaml", "baseline/cifar10.yaml")]
 SPECS.append(
     SPECS[0]
     | {
@@ -35,6 +34,50 @@ SPECS.append(
         },
     }
 )
+CLUSTERS: list[dict[str, Any]] = [
+    {"kind": "local", "name": "here", "cpus": 4, "gpus": 0, "dashboard_port": 8265},
+    {"kind": "address", "address": "10.0.0.1:6379", "price_per_hour": 1.5},
+    {
+        "kind": "aws",
+        "region": "eu-central-1",
+        "availability_zones": ["eu-central-1a"],
+        "worker_instance": "g5.xlarge",
+        "max_workers": 4,
+        "max_price": 0.5,
+        "ami": "ami-0123456789abcdef0",
+        "image": "registry.example.org/slimvit:1",
+    },
+    {
+        "kind": "kubernetes",
+        "image": "registry.example.org/slimvit:1",
+        "max_workers": 4,
+        "cpus": 8,
+        "gpus": 1,
+        "node_selector": {"pool": "gpu"},
+        "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}],
+        "env_secrets": ["aws"],
+    },
+]
+SECTIONS = ("search", "cluster", "storage", "tracking", "resources")
+"""Of everything that is not the experiment itself."""
+WHOLE = [
+    SPECS[-1]
+    | {
+        "cluster": cluster,
+        "storage": {"root": "s3://bucket/prefix", "endpoint": "https://minio.example.org:9000"},
+        "tracking": {"uri": "https://mlflow.example.org", "experiment": "lab"},
+        "resources": {
+            "workers": {"min": 1, "max": 4},
+            "cpus_per_worker": 2,
+            "gpus_per_worker": 1,
+            "lanes": 2,
+            "max_retries": 3,
+            "max_preemptions": 5,
+            "stage_deadline_minutes": 90.0,
+        },
+    }
+    for cluster in CLUSTERS
+]
 UNTRANSLATED = "otherwise ("
 """Part of the message for an error of pydantic that `specs.translate` has no words for."""
 
@@ -64,11 +107,14 @@ def paths(data: Any, prefix: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> dict[str, Any]:
-    """A good spec with one to three values replaced, removed or added."""
-    data = copy.deepcopy(draw(st.sampled_from(SPECS)))
+def mutated(draw: st.DrawFn, specs: list[dict[str, Any]], section: str | None = None) -> dict[str, Any]:
+    """A good spec with one to three values replaced, removed or added, in one section or anywhere."""
+    data = copy.deepcopy(draw(st.sampled_from(specs)))
     for _ in range(draw(st.integers(1, 3))):
-        path = draw(st.sampled_from(sorted(paths(data), key=str)))
+        inside = [path for path in paths(data) if section is None or path[0] == section]
+        if not inside:
+            break
+        path = draw(st.sampled_from(sorted(inside, key=str)))
         parent = value_at(data, path[:-1]) if path[:-1] else data
         match draw(st.sampled_from(["replace", "remove", "add"])):
             case "replace":
@@ -93,12 +139,31 @@ def refused(load_it: Callable[[], object]) -> tuple[Problem, ...]:
     return ()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(mutated())
-def test_mutated_specs_are_valid_or_have_located_problems(data: dict[str, Any]) -> None:
+def found_in(data: dict[str, Any]) -> tuple[Problem, ...]:
+    """Problems of a spec, each with a message and a place."""
     place = Location("spec.yaml", 1)
     problems = refused(lambda: validate(data, registry.resolver, lambda path: place))
     assert all(p.message and UNTRANSLATED not in p.message and p.file == "spec.yaml" for p in problems)
+    return problems
+
+
+@pytest.mark.parametrize("data", SPECS + WHOLE)
+def test_what_is_mutated_is_valid(data: dict[str, Any]) -> None:
+    assert found_in(data) == ()
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(mutated(SPECS))
+def test_mutated_specs_are_valid_or_have_located_problems(data: dict[str, Any]) -> None:
+    found_in(data)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_mutated_sections_are_valid_or_have_located_problems(section: str, data: st.DataObject) -> None:
+    spec = data.draw(mutated(WHOLE, section))
+    found_in(spec)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
