@@ -14,7 +14,7 @@ from orchestrator.planning.operating import OperatingPoints
 from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, SearchPlan, Stage, TrainStage
 from orchestrator.planning.slices import Choice, Incompatible, Slices
 from orchestrator.planning.train_stages import TrainStages
-from orchestrator.search.journal import Journal
+from orchestrator.search.ledger import Ledger
 from orchestrator.search.matrix import Searched, dimensions, search_digest, searched, shown
 from orchestrator.storage import open_store
 from specs.data import DataSpec
@@ -33,18 +33,18 @@ def make_plan(document: SpecDocument, store: ArtifactStore | None = None) -> Pla
 
     Args:
         document: the spec.
-        store: where the search keeps its journal; `None` = the spec's store. Without a search nothing is read.
+        store: where the search keeps its ledger; `None` = the spec's store. Without a search nothing is read.
 
     Raises:
         PlanError: with every conflict (unless the matrix drops them) and everything else that cannot be planned.
         DataError: if the images are missing.
-        StoreError: if the journal of the search is damaged.
+        StoreError: if the ledger of the search is damaged.
     """
     if document.experiment.search is None:
         return _Planner(document).plan(cells(document.experiment.matrix))
     if store is None:
         store = open_store(document.experiment.storage)
-    return _searched_plan(document, searched(document, Journal(store, search_digest(document))))
+    return _searched_plan(document, searched(document, Ledger(store, search_digest(document))))
 
 
 def _searched_plan(document: SpecDocument, found: Searched) -> Plan:
