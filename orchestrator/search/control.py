@@ -10,7 +10,8 @@ from cluster.storage import ArtifactStore
 from orchestrator.errors import PlanError, StoreError
 from orchestrator.execution.events import Event, StageFailed, StageFinished, StageFound, StageSkipped
 from orchestrator.execution.steering import Change
-from orchestrator.planning.make import make_plan
+from orchestrator.planning.feasible import cannot_start
+from orchestrator.planning.make import make_plan, tried_out
 from orchestrator.planning.plan import Combination, Plan
 from orchestrator.planning.status import finished, to_run
 from orchestrator.search.dominance import Standing, domination
@@ -72,6 +73,19 @@ class SearchControl:
         released = [c for runs in self._runs.values() for c in self._released(runs)]
         plan = self._plan.model_copy(update={"combinations": tuple(released)})
         return to_run(plan, finished(plan, self._store))
+
+    def obstacles(self) -> dict[str, str]:
+        """Why no trial at all could start with these `resources`, by stage; empty if one could.
+
+        Of those that are proposed later, only some are known: the ends of all ranges are tried out.
+        """
+        resources = self._document.experiment.resources
+        if not (stuck := cannot_start(self._plan, self.wanted(), resources)):
+            return {}
+        tried = tried_out(self._document)
+        stuck |= cannot_start(tried, tried.stages, resources)
+        known = (*self._plan.combinations, *tried.combinations)
+        return stuck if all(stuck.keys() & set(combination.stages) for combination in known) else {}
 
     def step(self, events: Sequence[Event]) -> Change | None:
         """Take in what happened; `None` if nothing follows from it."""
