@@ -17,6 +17,9 @@ LIMIT_VARIABLE = "SLIMVIT_CACHE_GB"
 _LIMIT_GB = 100.0
 _SPARED_S = 3600.0
 """What was used within this time is not thrown out: somebody may be about to open it."""
+_USED = ".used"
+"""Beside each folder, when it was last used: the boot, and seconds on its clock, which no change of the date moves."""
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def cache_folder() -> Path:
@@ -62,8 +65,9 @@ class Cache:
     def folder(self, key: str) -> Path:
         """The folder of a key, made if it is not there, and marked as used."""
         path = self._path(key)
-        path.mkdir(parents=True, exist_ok=True)
-        os.utime(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _mark(path)
+        path.mkdir(exist_ok=True)
         return path
 
     def lock(self, key: str) -> contextlib.AbstractContextManager[None]:
@@ -81,13 +85,13 @@ class Cache:
         """
         limit = int(float(os.environ.get(LIMIT_VARIABLE) or _LIMIT_GB) * 1e9)
         self._root.mkdir(parents=True, exist_ok=True)
-        folders = sorted((used, path) for path in self._root.glob("*/*") if (used := _used(path)) is not None)
-        sizes = {path: _size(path) for _, path in folders}
+        idle = {path: _idle_s(path) for path in self._root.glob("*/*") if path.is_dir()}
+        sizes = {path: _size(path) for path in idle}
         total = sum(sizes.values())
-        for used, path in folders:
+        for path in sorted(idle, key=idle.__getitem__, reverse=True):
             if total + needed <= limit and shutil.disk_usage(self._root).free > needed:
                 return
-            if time.time() - used > _SPARED_S:
+            if idle[path] > _SPARED_S:
                 shutil.rmtree(path, ignore_errors=True)
                 total -= sizes[path]
 
@@ -96,11 +100,29 @@ class Cache:
         return self._root / short_name(key) / key.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _used(path: Path) -> float | None:
+def _mark(folder: Path) -> None:
+    """Note that a folder is used now. For whoever holds the lock of its key."""
+    fresh = folder.parent / f"{_USED}-{os.getpid()}"
+    fresh.write_text(f"{_boot()} {time.monotonic()}", encoding="ascii")
+    fresh.replace(folder.parent / _USED)
+
+
+def _idle_s(folder: Path) -> float:
+    """Seconds since a folder was last used; without end if that was before the machine was last started."""
     try:
-        return path.stat().st_mtime
+        boot, _, at = (folder.parent / _USED).read_text(encoding="ascii").partition(" ")
+        idle_s = time.monotonic() - float(at)
+    except (OSError, ValueError):  # of a version that made no such notes
+        return float("inf")
+    return idle_s if boot == _boot() and idle_s >= 0 else float("inf")
+
+
+def _boot() -> str:
+    """What tells this start of the machine from others, where the system says so."""
+    try:
+        return _BOOT.read_text(encoding="ascii").strip()
     except OSError:
-        return None
+        return "unknown"
 
 
 def _size(folder: Path) -> int:

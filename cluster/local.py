@@ -125,6 +125,15 @@ class LocalStore:
         """Whether the marker is there."""
         return os.path.isfile(os.path.join(self.place(name), MARKER))
 
+    def content(self, name: str) -> str:
+        """SHA-256 of what the artefact's files hold, by its marker.
+
+        Raises:
+            FileNotFoundError: if there is no such artefact.
+            ValueError: if its marker is damaged.
+        """
+        return Marker(self._marker(name)).content
+
     def present(self, names: Collection[str]) -> frozenset[str]:
         """Which of these are committed."""
         return frozenset(name for name in names if self.committed(name))

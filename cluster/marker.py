@@ -36,6 +36,11 @@ class Marker:
             content["folder"] = self.folder
         return json.dumps(content, indent=1, sort_keys=True)
 
+    @property
+    def content(self) -> str:
+        """SHA-256 of what the files hold, wherever they lie."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
     @classmethod
     def decode(cls, text: str | bytes) -> Marker:
         """From JSON.

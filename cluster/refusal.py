@@ -32,16 +32,26 @@ def refusal(address: str, error: BaseException, *, has_token: bool) -> str:
             f"or start the cluster with {here.format(**found)} (`slimvit submit` needs neither: it runs in the cluster)"
         )
     if type(error).__name__ == "AuthenticationError" or _TOKEN.search(said):
-        what = "does not accept this user's token" if has_token else "wants a token, and this user holds none"
-        return (
-            f"the Ray cluster at `{address}` {what}. Copy the token of the user who started the cluster (there: "
-            "`~/.ray/auth_token`) into `~/.ray/auth_token` here, readable for you alone, or name its file in "
-            "`RAY_AUTH_TOKEN_PATH`"
-        )
+        return token_refused(address, has_token=has_token)
     return (
         f"cannot join the Ray cluster at `{address}`: {_first_line(error)}. This machine must be one of its nodes "
         "(`ray start --address=…`), with the same versions of Ray and Python; where the cluster wants a token, put "
         "it into `~/.ray/auth_token`. From outside use `slimvit submit`"
+    )
+
+
+def token_refused(address: str, *, has_token: bool) -> str:
+    """What a person reads when a cluster does not take his token, or wants one that he lacks.
+
+    Args:
+        address: of the cluster, or of its dashboard.
+        has_token: whether this user holds a token.
+    """
+    what = "does not accept this user's token" if has_token else "wants a token, and this user holds none"
+    return (
+        f"the Ray cluster at `{address}` {what}. Copy the token of the user who started the cluster (on its head node: "
+        "`ray get-auth-token`, or the file `~/.ray/auth_token`) into `~/.ray/auth_token` here, readable for you alone, "
+        "or name its file in `RAY_AUTH_TOKEN_PATH`; the variable `RAY_AUTH_TOKEN`, where it is set, counts before both"
     )
 
 

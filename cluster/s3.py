@@ -130,6 +130,15 @@ class S3Store:
                     return False
                 raise
 
+    def content(self, name: str) -> str:
+        """SHA-256 of what the artefact's files hold, by its marker.
+
+        Raises:
+            FileNotFoundError: if there is no such artefact.
+            ValueError: if its marker is damaged.
+        """
+        return self._marker(name).content
+
     def present(self, names: Collection[str]) -> frozenset[str]:
         """Which of these are committed: asked for side by side, or, if they are many, found in a listing."""
         if len(names) <= _ASKED_ONE_BY_ONE:

@@ -106,6 +106,16 @@ class ArtifactStore(ArtifactSource, Protocol):
         """Whether the marker is there (cheap; does not read the files)."""
         ...
 
+    def content(self, name: str) -> str:
+        """SHA-256 of what the artefact's files hold, as it was committed (the files are not read). It differs once the
+        artefact was deleted and computed anew with another outcome.
+
+        Raises:
+            FileNotFoundError: if there is no such artefact.
+            ValueError: if its marker is damaged.
+        """
+        ...
+
     def present(self, names: Collection[str]) -> frozenset[str]:
         """Which of these are committed; quicker than asking for each."""
         ...

@@ -84,9 +84,14 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
         _discard_damaged(plan, store, done, console)
         forget_leases(plan, store, done)
     missing = to_run(plan, finished(plan, store)) if control is None else control.wanted()
-    obstacles = cannot_start(plan, missing, experiment.resources)
+    if control is None:
+        obstacles = cannot_start(plan, missing, experiment.resources)
+    else:
+        obstacles = control.obstacles()
     if obstacles:
-        raise PlanError(f"{spec} cannot run:\n" + "\n".join(f"  - {reason}" for reason in obstacles))
+        raise PlanError(
+            f"{spec} cannot run:\n" + "\n".join(f"  - {reason}" for reason in dict.fromkeys(obstacles.values()))
+        )
     for reason in no_room(plan, missing, store):
         raise StoreError(reason)
     _prepare(store)

@@ -101,8 +101,8 @@ def check_no_secret(text: str) -> None:
     found = secret_in(text)
     if found is not None:
         raise ValueError(
-            f"this holds {found}, which would stand in plans, records and logs. Leave it out: credentials come from the "
-            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), from `~/.aws`, or from the machine's role"
+            f"this holds {found}, which would stand in plans, records and logs. Leave it out; credentials come from "
+            "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), from `~/.aws`, or from the machine's role"
         )
 
 

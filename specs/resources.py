@@ -17,7 +17,8 @@ class ElasticWorkers(SpecModel):
     """Fewest workers that a stage is trained on; with room for fewer it waits."""
 
     max: PositiveInt
-    """Most workers. Only numbers that share the batch of every stage evenly are used."""
+    """Most workers. Each stage is trained on a number that shares its batch evenly; where stages that wait need other
+    numbers, workers are started anew."""
 
     @model_validator(mode="after")
     def _in_order(self) -> ElasticWorkers:
@@ -60,6 +61,11 @@ class ResourcesSpec(SpecModel):
         if gpus > 1 and not gpus.is_integer():
             raise ValueError(f"a worker takes a share of one GPU or whole ones; {gpus:g} is neither: write {gpus:.0f}")
         return gpus
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may vary."""
+        return isinstance(self.workers, ElasticWorkers)
 
     @property
     def most_workers(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cluster.nodes import NodeGroup
 from orchestrator.errors import ResourceError
+from orchestrator.planning.feasible import not_shared, worker_counts
 from orchestrator.planning.plan import MeasureStage, Stage
 from specs.resources import ResourcesSpec
 
@@ -41,15 +42,14 @@ def admit(
         nodes: total resources of each node that there is.
         stages: stages that could run at the same time at most; more lanes would only wait.
         growth: nodes that an autoscaler can add; `None` = there is one, and nobody knows what it can add.
-        counts: numbers of workers that share the stages' batches; none = those of the spec.
+        counts: numbers of workers that share the batches of at least one stage; none = those of the spec.
 
     Raises:
         ResourceError: if not even one lane fits, or not as many as `resources.lanes` demands.
     """
     worker, unknown, growth = worker_resources(spec), growth is None, growth or ()
     counts = sorted(counts or range(spec.fewest_workers, spec.most_workers + 1))
-    # A worker lives on one node: what is left over on several nodes does not add up to one more.
-    workers = sum(workers_on(node, worker) for node in [*nodes, *to_come(growth)])
+    workers = _workers_held(worker, [*nodes, *to_come(growth)])
     if unknown and workers < counts[0] * (spec.lanes or 1):
         return Admission(lanes=min(spec.lanes or 1, stages), worker=worker, counts=tuple(counts))
     if workers < counts[0]:
@@ -78,8 +78,7 @@ def to_come(growth: Sequence[NodeGroup]) -> list[Resources]:
 
 def lacking(spec: ResourcesSpec, nodes: Sequence[Resources], growth: Sequence[NodeGroup] = ()) -> str:
     """What a lane needs beside what there is, and what could be added."""
-    worker = worker_resources(spec)
-    held = sum(workers_on(node, worker) for node in [*nodes, *to_come(growth)])
+    held = _workers_held(worker_resources(spec), [*nodes, *to_come(growth)])
     return f"a stage needs {_workers(spec)}, but the cluster has {_cluster(nodes, growth)}, which holds {held}"
 
 
@@ -95,23 +94,68 @@ def check_measurements(stages: Iterable[Stage], nodes: Sequence[Resources]) -> N
     Raises:
         ResourceError: if a stage is to be measured on a GPU or with threads that are not there.
     """
-    most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     for stage in stages:
-        if not isinstance(stage, MeasureStage):
-            continue
-        conditions = stage.measurement
-        if conditions.device == "cuda" and not _has_gpu(nodes):
-            raise ResourceError(
-                f"`{stage.label}` is to be measured with `device: cuda`, but the cluster has {_cluster(nodes)}. Set "
-                "`measurement.device` (of `slimvit measure`: `--conditions device=`) to `cpu`, or give `--address` of "
-                "a cluster with GPUs"
-            )
-        if conditions.threads is not None and conditions.threads > most_cpus:
-            raise ResourceError(
-                f"`{stage.label}` is to be measured with `threads: {conditions.threads}`, but the cluster has "
-                f"{_cluster(nodes)}, and threads that share a core only slow each other. Set `measurement.threads` (of "
-                f"`slimvit measure`: `--conditions threads=`) to at most {most_cpus:g}"
-            )
+        if isinstance(stage, MeasureStage) and (reason := _not_offered(stage, nodes)) is not None:
+            raise ResourceError(reason)
+
+
+def check_stages(stages: Iterable[Stage], spec: ResourcesSpec, nodes: Sequence[Resources] | None) -> None:
+    """Refuse what could never run on this cluster.
+
+    Args:
+        stages: that are to run.
+        spec: what one worker needs.
+        nodes: total resources of each node that there is or can be; `None` = nobody knows.
+
+    Raises:
+        ResourceError: for the first of the stages.
+    """
+    for stage in stages:
+        if (reason := never_runs(stage, spec, nodes)) is not None:
+            raise ResourceError(reason)
+
+
+def never_runs(stage: Stage, spec: ResourcesSpec, nodes: Sequence[Resources] | None) -> str | None:
+    """Why a stage could never run on this cluster, in as many words as `check_stages` has; `None` if it could."""
+    if (reason := not_shared(stage, spec)) is not None:
+        return reason
+    if nodes is None:
+        return None
+    if isinstance(stage, MeasureStage):
+        return _not_offered(stage, nodes)
+    fewest, held = worker_counts(stage, spec)[0], _workers_held(worker_resources(spec), nodes)
+    if fewest <= held:
+        return None
+    return (
+        f"`{stage.label}` needs {_plural(fewest, 'worker')}, because no smaller number within `resources.workers` "
+        f"shares its batch, but the cluster has {_cluster(nodes)}, which holds {held}. Change its "
+        "`training.batch_size` or `training.micro_batch`, lower `resources.workers`, or give `--address` of a larger "
+        "cluster"
+    )
+
+
+def _not_offered(stage: MeasureStage, nodes: Sequence[Resources]) -> str | None:
+    """Why no node can offer the conditions of a measurement."""
+    conditions = stage.measurement
+    if conditions.device == "cuda" and not _has_gpu(nodes):
+        return (
+            f"`{stage.label}` is to be measured with `device: cuda`, but the cluster has {_cluster(nodes)}. Set "
+            "`measurement.device` (of `slimvit measure`: `--conditions device=`) to `cpu`, or give `--address` of "
+            "a cluster with GPUs"
+        )
+    most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    if conditions.threads is not None and conditions.threads > most_cpus:
+        return (
+            f"`{stage.label}` is to be measured with `threads: {conditions.threads}`, but the cluster has "
+            f"{_cluster(nodes)}, and threads that share a core only slow each other. Set `measurement.threads` (of "
+            f"`slimvit measure`: `--conditions threads=`) to at most {most_cpus:g}"
+        )
+    return None
+
+
+def _workers_held(worker: Resources, nodes: Sequence[Resources]) -> int:
+    """A worker lives on one node: what is left over on several nodes does not add up to one more."""
+    return sum(workers_on(node, worker) for node in nodes)
 
 
 def _has_gpu(nodes: Sequence[Resources]) -> bool:

@@ -6,17 +6,25 @@ import contextlib
 import dataclasses
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 from cluster import nodes
 from cluster.connect import ClusterUnreachable, Connection, connect
-from cluster.leases import Leases
 from cluster.storage import ArtifactStore
 from orchestrator.errors import ResourceError
-from orchestrator.execution.admission import Admission, admit, check_measurements, to_come
+from orchestrator.execution.admission import (
+    Admission,
+    Resources,
+    admit,
+    check_measurements,
+    check_stages,
+    never_runs,
+    to_come,
+)
 from orchestrator.execution.causes import first_line, found_no_place, of_group
 from orchestrator.execution.events import (
     Event,
@@ -35,19 +43,19 @@ from orchestrator.execution.events import (
     StageStopped,
 )
 from orchestrator.execution.failures import Budgets
+from orchestrator.execution.handed import parallel_stages, sort_out, to_queue
 from orchestrator.execution.lane import LaneSpec, Runners
 from orchestrator.execution.lanes import Lanes
-from orchestrator.execution.queue import QueueState, StageQueue
+from orchestrator.execution.queue_actor import queue_actor
+from orchestrator.execution.shares import Shares
+from orchestrator.execution.state import QueueState
 from orchestrator.execution.steering import Steering
 from orchestrator.planning import status
 from orchestrator.planning.failed import FailureNotes
 from orchestrator.planning.feasible import worker_counts
-from orchestrator.planning.plan import Plan, Stage
+from orchestrator.planning.plan import Plan
 from specs.experiment import Experiment
 from specs.secrets import redact
-
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
 
 _POLL_S = 0.25
 _SAVE_PATIENCE_S = 15.0
@@ -130,16 +138,21 @@ def run(
             there = nodes.alive()
             found, growth = list(there.values()), nodes.growth(there)
             offered = None if growth is None else [*found, *to_come(growth)]
-            if offered is not None and all(stage.alone for stage in to_run.values()):
-                check_measurements(to_run.values(), offered)
-            counts = worker_counts(plan, to_run, experiment.resources)
-            parallel = max(_parallel_stages(to_run), 1 if steering is None else steering.side_by_side)
-            admission = admit(experiment.resources, found, stages=parallel, growth=growth, counts=counts)
-            if offered is not None:
-                check_measurements(to_run.values(), offered)
+            resources, parallel = experiment.resources, parallel_stages(to_run)
+            if steering is None:
+                if offered is not None and all(stage.alone for stage in to_run.values()):
+                    check_measurements(to_run.values(), offered)
+                train = [stage for stage in to_run.values() if not stage.alone]
+                counts = {workers for stage in train for workers in worker_counts(stage, resources)}
+                admission = admit(resources, found, stages=parallel, growth=growth, counts=tuple(counts))
+                check_stages(to_run.values(), resources, offered)
+            else:  # what it proposes is checked as it comes, and is no reason to give up the rest
+                parallel = max(parallel, steering.side_by_side)
+                admission = admit(resources, found, stages=parallel, growth=growth)
             on_event(RunStarted(tuple(to_run), tuple(summary.done_before), admission.lanes, cluster.dashboard_url))
             begun = _Run(
-                plan, to_run, experiment, store, runners, cluster, admission, on_event, should_stop, summary, steering
+                *(plan, to_run, experiment, store, runners, cluster, admission, offered),
+                *(on_event, should_stop, summary, steering),
             )
             try:
                 begun.watch()
@@ -170,6 +183,7 @@ class _Run:
         runners: Runners,
         cluster: Connection,
         admission: Admission,
+        offered: Sequence[Resources] | None,
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
         summary: RunSummary,
@@ -178,13 +192,16 @@ class _Run:
         self._resources, self._cluster, self._admission = experiment.resources, cluster, admission
         self._on_event, self._should_stop, self._summary = on_event, should_stop, summary
         self._plan, self._store, self._notes = plan, store, FailureNotes(store)
-        self._steering = steering
+        self._steering, self._offered = steering, offered
+        wanted, refused = self._sort_out(plan, to_run)
         self._handed_out = set(to_run)
-        """Stages that the queue was given to run."""
+        """Stages that were to run so far."""
         minutes = experiment.resources.stage_deadline_minutes
         deadline_s = None if minutes is None else minutes * 60
-        self._queue = _queue_actor(
-            *_to_queue(plan, to_run),
+        self._queue = queue_actor(
+            *to_queue(plan, wanted, set(to_run) - wanted),
+            refused,
+            shares=Shares(partial(worker_counts, resources=self._resources) if self._resources.elastic else None),
             num_lanes=admission.lanes,
             budgets=Budgets(self._resources.max_retries, self._resources.max_preemptions),
             deadline_s=deadline_s,
@@ -219,7 +236,9 @@ class _Run:
         stop_at: float | None = None
         state = self._poll()
         self._look(state)
-        self._lanes.start_all(state)
+        if state.wanted:
+            self._lanes.start_all(state)
+        self._steer(state)
         while True:
             self._look(state)
             self._reap(state)
@@ -294,10 +313,15 @@ class _Run:
         new = [d for d in change.plan.stages if d in change.wanted and d not in self._handed_out]
         self._handed_out |= set(new)
         self._on_event(PlanGrew(change.plan, tuple(new)))
-        ray.get(self._queue.add.remote(*_to_queue(change.plan, change.wanted)))
+        wanted, refused = self._sort_out(change.plan, change.wanted)
+        ray.get(self._queue.add.remote(*to_queue(change.plan, wanted, change.wanted - wanted), refused))
         if change.given_up:
             ray.get(self._queue.give_up.remote(change.given_up))
         return True
+
+    def _sort_out(self, plan: Plan, wanted: Collection[str]) -> tuple[frozenset[str], dict[str, str]]:
+        """What of the wanted stages goes to the queue, and which of them can never run, and why."""
+        return sort_out(plan, wanted, lambda stage: never_runs(stage, self._resources, self._offered))
 
     def _look(self, state: QueueState) -> None:
         """Tell the queue where lanes could go now, and have a lane grow that could be larger."""
@@ -350,20 +374,6 @@ class _Run:
             self._reap(state)
 
 
-def _to_queue(plan: Plan, to_run: Collection[str]) -> tuple[dict[str, Stage], list[str]]:
-    """The stages to run and those that they read, parents first; and the digests of the latter, which are finished."""
-    needed = {*to_run, *(parent for digest in to_run for parent in plan.stages[digest].parents)}
-    stages = {digest: stage for digest, stage in plan.stages.items() if digest in needed}
-    return stages, [digest for digest in stages if digest not in to_run]
-
-
-class _LeasedQueue(StageQueue):
-    """The queue with its leases, which are made in the process that holds them."""
-
-    def __init__(self, stages: Mapping[str, Stage], done: list[str], *, store: ArtifactStore, **options: Any) -> None:
-        super().__init__(stages, done, leases=Leases(store.register(), store.committed), **options)
-
-
 def _redacted(event: Event) -> Event:
     """The event as it may be said, kept and recorded: workers hold secrets that their errors may quote."""
     match event:
@@ -371,23 +381,3 @@ def _redacted(event: Event) -> Event:
             return dataclasses.replace(event, reason=redact(event.reason))
         case _:
             return event
-
-
-def _queue_actor(stages: Mapping[str, Stage], done: list[str], **options: Any) -> ActorHandle[Any]:
-    """The queue as an actor on this node: it lives and dies with this process."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(_LeasedQueue)
-    queue: ActorHandle[Any] = actor.options(num_cpus=0, scheduling_strategy=here).remote(stages, done, **options)
-    return queue
-
-
-def _parallel_stages(stages: Mapping[str, Stage]) -> int:
-    """Upper bound of how many stages can run side by side: of a chain, one can."""
-    depth: dict[str, int] = {}
-    for digest, stage in stages.items():
-        if not stage.alone:
-            depth[digest] = 1 + max((depth[parent] for parent in stage.parents if parent in depth), default=0)
-    return max(1, len(depth) - max(depth.values(), default=1) + 1)

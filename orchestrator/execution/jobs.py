@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from cluster.refusal import token_refused
 from cluster.ship import bundle
-from cluster.token import show_token
+from cluster.token import has_token, show_token
 from orchestrator.errors import ResourceError, UsageError
 from orchestrator.planning.make import make_plan
 from orchestrator.planning.plan import Plan
@@ -210,10 +211,7 @@ def _asked(address: str, question: Callable[[], T]) -> T:
     try:
         return question()
     except AuthenticationError as error:
-        raise ResourceError(
-            f"the Ray cluster at `{address}` wants another token. Put its token (`ray get-auth-token` on its head "
-            "node) into the environment variable RAY_AUTH_TOKEN, or into `~/.ray/auth_token`"
-        ) from error
+        raise ResourceError(token_refused(address, has_token=has_token())) from error
     except (ConnectionError, requests.RequestException) as error:
         raise ResourceError(
             f"no Ray dashboard answers at `{address}`. Check the address (`ray status` on the head node, port 8265) "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 
@@ -12,8 +12,9 @@ from cluster import nodes
 from orchestrator.execution.admission import Admission, lacking, to_come
 from orchestrator.execution.failures import Room
 from orchestrator.execution.lane import LaneSpec, drive
-from orchestrator.execution.queue import QueueState
 from orchestrator.execution.room import room
+from orchestrator.execution.shares import Counts
+from orchestrator.execution.state import QueueState
 from specs.resources import ResourcesSpec
 
 _GROW_AFTER_S = 60.0
@@ -67,18 +68,14 @@ class Lanes:
         for lane in range(self._admission.lanes):
             if len(self) >= state.wanted or time.monotonic() < self._not_before:
                 return
-            if lane in self._threads:
-                continue
-            beside = self._room(state)
-            for avoid in (state.excluded | state.avoid, state.excluded):
-                if beside.lane_fits_without(avoid):
-                    self._start(lane, self._count(beside, avoid), avoid.intersection(self._nodes))
-                    break
+            if lane not in self._threads and (place := self._place(state)) is not None:
+                self._start(lane, *place)
 
     def start_all(self, state: QueueState) -> None:
         """Bring up all lanes at once: most of their start is waiting."""
         for lane in range(self._admission.lanes):
-            self._start(lane, self._count(self._room(state), frozenset()))
+            first, *_ = self._sizes(state)
+            self._start(lane, _most(first, _free(self._room(state))))
 
     def ended(self, state: QueueState) -> Iterator[tuple[int, Exception | None]]:
         """Lanes that ended since the last time, and with which error."""
@@ -111,7 +108,8 @@ class Lanes:
     def to_grow(self, state: QueueState, beside: Room) -> tuple[int, str] | None:
         """A lane that could have had more workers for a while, and why; none while another waits for that room."""
         for lane, workers in self._workers.items():
-            larger = self._count(beside, state.excluded, more=workers)
+            counts = state.sizes_of.get(lane) or self._admission.counts
+            larger = _most(counts, workers + _free(beside, state.excluded)) if lane in state.busy else workers
             up = lane in self._threads and bool(state.placed[lane])
             if larger <= workers or not up or len(self) < state.wanted:
                 self._could_grow_since.pop(lane, None)
@@ -122,12 +120,22 @@ class Lanes:
     def _room(self, state: QueueState) -> Room:
         placed = [state.placed[lane] for lane in self._threads if state.placed[lane]]
         starting = sum(self._workers[lane] for lane in self._threads if not state.placed[lane])
-        return room(self._nodes, self._admission.worker, self._admission.counts[0], placed, starting)
+        fewest = min(min(counts) for counts in self._sizes(state))
+        return room(self._nodes, self._admission.worker, fewest, placed, starting)
 
-    def _count(self, beside: Room, avoid: frozenset[str], *, more: int = 0) -> int:
-        """The most workers that a lane can have, beside the others; the fewest, if there is room for none."""
-        free = more + sum(number for node, number in beside.free.items() if node not in avoid)
-        return max((n for n in self._admission.counts if n <= free), default=self._admission.counts[0])
+    def _sizes(self, state: QueueState) -> list[Counts]:
+        """Numbers of workers that the next lane may have, by what waits for it; lanes on their way have theirs."""
+        starting = sum(not state.placed[lane] for lane in self._threads)
+        return [counts or self._admission.counts for counts in state.sizes[starting:] or state.sizes or ((),)]
+
+    def _place(self, state: QueueState) -> tuple[int, frozenset[str]] | None:
+        """How many workers a new lane has, and which nodes it avoids; `None` if there is no room for any."""
+        beside = self._room(state)
+        for counts in self._sizes(state):
+            for avoid in (state.excluded | state.avoid, state.excluded):
+                if (free := _free(beside, avoid)) >= min(counts):
+                    return _most(counts, free), avoid.intersection(self._nodes)
+        return None
 
     def _start(self, lane: int, workers: int, avoid: frozenset[str] = frozenset()) -> None:
         self._num_starts += 1
@@ -146,3 +154,13 @@ class Lanes:
             self._ended.put((spec.lane, error))
         else:
             self._ended.put((spec.lane, None))
+
+
+def _free(beside: Room, avoid: Collection[str] = ()) -> int:
+    """Workers for which there is room on the other nodes."""
+    return sum(number for node, number in beside.free.items() if node not in avoid)
+
+
+def _most(counts: Counts, free: int) -> int:
+    """The most workers for which there is room; the fewest, if there is room for none."""
+    return max((workers for workers in counts if workers <= free), default=min(counts))

@@ -40,6 +40,8 @@ class Place:
     group: str | None = None
     retired: set[str] = field(default_factory=set)
     """Earlier groups; whatever still arrives from them is ignored."""
+    size: int = 0
+    """Workers of the group, whether they are ready yet or not; 0 without a group."""
     workers: dict[int, Worker] = field(default_factory=dict)
     """By rank."""
     turns: list[Assignment] = field(default_factory=list)
@@ -64,5 +66,6 @@ class Place:
         if self.group is not None:
             self.retired.add(self.group)
         held, self.stage = self.stage, None
-        self.group, self.workers, self.turns, self.idle_since, self.leaving = None, {}, [], None, None
+        self.group, self.size, self.workers, self.turns = None, 0, {}, []
+        self.idle_since, self.leaving = None, None
         return held

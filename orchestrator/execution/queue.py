@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.execution.board import Board
@@ -26,6 +26,8 @@ from orchestrator.execution.events import (
 from orchestrator.execution.failures import DEATHS, Budgets, Decision, Failure, Incident, Kind, Room, decide
 from orchestrator.execution.place import END, WAIT, Assignment, Place, Worker
 from orchestrator.execution.rivals import Rivals, StageLeases
+from orchestrator.execution.shares import Shares
+from orchestrator.execution.state import QueueState
 from orchestrator.planning.plan import Stage
 from orchestrator.training.interface import Progress
 
@@ -35,28 +37,6 @@ DEADLINE_GRACE_S, SHORTEST_GRACE_S = 60.0, 10.0
 """Time between asking an overdue stage to stop and killing its workers; as long as the deadline itself in between."""
 ELSEWHERE_S = 180.0
 """How long a stage that is to be tried elsewhere waits for a lane there; then any lane may take it."""
-
-
-@dataclass(frozen=True)
-class QueueState:
-    """What the driver needs to know, in one answer."""
-
-    events: tuple[Event, ...]
-    """What happened since the last time."""
-    busy: Mapping[int, str]
-    """Lane → digest of the stage it holds."""
-    unsettled: int
-    """Stages that are neither finished, failed, skipped nor given up."""
-    wanted: int
-    """Lanes that could work right now, those that do included."""
-    placed: Mapping[int, tuple[str, ...]]
-    """Lane → the node of each of its workers."""
-    stuck: tuple[Any, ...]
-    """Handles of workers whose stage ignored its deadline; they must be killed."""
-    excluded: frozenset[str] = frozenset()
-    """Ids of nodes on which no lane shall be started."""
-    avoid: frozenset[str] = frozenset()
-    """Ids of nodes on which a stage that waits shall not be tried again."""
 
 
 class StageQueue:
@@ -69,9 +49,14 @@ class StageQueue:
     A stage is handed out only with a lease, so that of several runs on one store only one computes it. What another run
     holds is waited for, and counts as finished once it is there. A stage that another run took over is stopped.
 
+    A lane is handed only stages whose batches its workers can share. One that finds none of those, while no lane that
+    is up can train what waits, ends, to be started with another number of workers.
+
     Args:
         stages: digest → stage, parents first.
         done: digests of finished stages.
+        refused: digest → why the stage cannot run at all; it fails at once.
+        shares: on how many workers each stage can be trained.
         num_lanes: lanes that will ask.
         budgets: how often a stage is begun again.
         deadline_s: wall-clock limit of a stage over all its attempts in this run, in seconds.
@@ -84,7 +69,9 @@ class StageQueue:
         self,
         stages: Mapping[str, Stage],
         done: Collection[str] = (),
+        refused: Mapping[str, str] = MappingProxyType({}),
         *,
+        shares: Shares | None = None,
         num_lanes: int = 1,
         budgets: Budgets = Budgets(),  # noqa: B008 - frozen
         deadline_s: float | None = None,
@@ -109,8 +96,10 @@ class StageQueue:
         self._grace_s = min(DEADLINE_GRACE_S, max(SHORTEST_GRACE_S, deadline_s or 0.0))
         self._clock = clock
         self._stopping = False
+        self._shares = shares or Shares()
         self._events: list[Event] = []
         self._rivals = Rivals(leases, self._learn, clock)
+        self._refuse(refused)
 
     # What workers call.
 
@@ -123,7 +112,7 @@ class StageQueue:
             return
         if place.group != group:
             self._take_back(place, Failure("crash", "see the worker's log in the Ray dashboard"))
-            place.group = group
+            place.group, place.size = group, world_size
         place.workers[rank] = Worker(worker, handle, node)
         if len(place.workers) == world_size:
             by_rank = [place.workers[r] for r in sorted(place.workers)]
@@ -207,9 +196,15 @@ class StageQueue:
 
     # What the driver calls.
 
-    def add(self, stages: Mapping[str, Stage], done: Collection[str] = ()) -> None:
-        """More stages; see `Board.add`."""
+    def add(
+        self,
+        stages: Mapping[str, Stage],
+        done: Collection[str] = (),
+        refused: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """More stages; see `Board.add`. Those that are refused (digest → why) fail at once."""
         self._events += self._board.add(stages, done)
+        self._refuse(refused)
 
     def give_up(self, reasons: Mapping[str, str]) -> None:
         """Nobody needs these stages (digest → why) any more; one that runs saves its progress and ends."""
@@ -267,6 +262,7 @@ class StageQueue:
         events, self._events = tuple(self._events), []
         busy = {lane: place.stage for lane, place in self._lanes.items() if place.stage is not None}
         ready = self._ready()
+        train = [stage for digest in ready if not (stage := self._board.stages[digest]).alone]
         return QueueState(
             events=events,
             busy=busy,
@@ -276,9 +272,20 @@ class StageQueue:
             stuck=stuck,
             excluded=self._excluded,
             avoid=frozenset().union(*map(self._avoided, ready)),
+            sizes=self._shares.wanted(train, self._up(), most=len(self._lanes)),
+            sizes_of={lane: self._shares.of(self._board.stages[digest]) for lane, digest in busy.items()},
         )
 
     # How it decides.
+
+    def _refuse(self, reasons: Mapping[str, str]) -> None:
+        for digest, reason in reasons.items():
+            if not self._board.settled(digest):
+                self._events += self._board.fail(digest, reason)
+
+    def _up(self) -> frozenset[int]:
+        """Numbers of workers of the lanes that are up."""
+        return frozenset(place.size for place in self._lanes.values() if place.size)
 
     def _decide(self, digest: str, failure: Failure) -> None:
         """Do about a stage that nobody holds any more what the policy says."""
@@ -345,7 +352,8 @@ class StageQueue:
             return None
         here = self._lanes[lane].nodes()
         ready = [digest for digest in self._ready() if not here & self._avoided(digest)]
-        trains = [digest for digest in ready if not stages[digest].alone]
+        size = self._lanes[lane].size
+        trains = [d for d in ready if not stages[d].alone and self._shares.suit(stages[d], size)]
         measures = [] if others else [digest for digest in ready if stages[digest].alone]
         # Several lanes: measuring stops all of them, so it waits until there is nothing to train. One lane: it costs
         # nothing, and results come early.
@@ -364,12 +372,24 @@ class StageQueue:
         held = {other.stage for other in self._lanes.values()}
         if not self._open_ended and held.issuperset(self._board.unsettled()):
             return place.turn(END)
+        if self._suits_nobody():
+            return place.turn(END)
         if place.idle_since is None:
             place.idle_since = self._clock()
         others_work = any(other.stage is not None for other in self._lanes.values())
         if others_work and self._clock() - place.idle_since > IDLE_LANE_S:
             return place.turn(END)
         return WAIT
+
+    def _suits_nobody(self) -> bool:
+        """Whether a stage waits that no lane that is up can train. While something is measured, it goes on waiting."""
+        stages = self._board.stages
+        if not self._shares.limited:
+            return False
+        if any(place.stage is not None and stages[place.stage].alone for place in self._lanes.values()):
+            return False
+        waits = [stages[digest] for digest in self._ready() if not stages[digest].alone]
+        return any(not any(self._shares.suit(stage, size) for size in self._up()) for stage in waits)
 
     def _wanted(self, busy: int, ready: list[str]) -> int:
         trains = sum(not self._board.stages[digest].alone for digest in ready)

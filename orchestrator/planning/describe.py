@@ -105,7 +105,7 @@ def _rendered(plan: Plan, experiment: Experiment) -> Group:
             )
         )
     missing = _to_run(found)
-    obstacles = cannot_start(plan, missing, experiment.resources)
+    obstacles = dict.fromkeys(cannot_start(plan, missing, experiment.resources).values())
     if obstacles:
         parts.append(Text("\nNot to be run with these `resources`:\n" + "\n".join(f"  - {o}" for o in obstacles)))
     for reason in no_room(plan, missing, store):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from orchestrator.planning.environment import training_device
-from orchestrator.planning.plan import Plan, TrainStage
+from orchestrator.planning.plan import Plan, Stage, TrainStage
 from specs.data import DataSpec
 from specs.resources import ResourcesSpec
 from specs.training import TrainingSpec
@@ -50,29 +50,32 @@ def too_short(strategies: Sequence[Strategy[Any]], training: TrainingSpec, num_t
             )
 
 
-def cannot_start(plan: Plan, to_run: Collection[str], resources: ResourcesSpec) -> list[str]:
-    """Why stages that are to run cannot be shared by the workers that `resources` gives them; each reason once."""
-    if worker_counts(plan, to_run, resources):
-        return []
-    reasons = {
-        f"stage `{stage.label.partition('[')[0]}`: {reason}": None
-        for digest, stage in plan.stages.items()
-        if digest in to_run and isinstance(stage, TrainStage)
-        for reason in _not_shared(stage.training, resources.most_workers)
-    }
-    if reasons or isinstance(resources.workers, int):
-        return list(reasons)
-    return [
-        f"no number of workers from {resources.fewest_workers} to {resources.most_workers} shares the batches of all "
-        "stages. Way out: a wider `resources.workers`, or batch sizes with more divisors in common."
-    ]
+def cannot_start(plan: Plan, to_run: Collection[str], resources: ResourcesSpec) -> dict[str, str]:
+    """Stages to run whose batches no number of workers that `resources` allows can share → why."""
+    wanted = (stage for digest, stage in plan.stages.items() if digest in to_run)
+    return {stage.digest: reason for stage in wanted if (reason := not_shared(stage, resources)) is not None}
 
 
-def worker_counts(plan: Plan, to_run: Collection[str], resources: ResourcesSpec) -> tuple[int, ...]:
-    """Numbers of workers, most first, that `resources` allows and that share the batches of what is to run."""
-    stages = [stage for digest, stage in plan.stages.items() if digest in to_run and isinstance(stage, TrainStage)]
-    allowed = range(resources.most_workers, resources.fewest_workers - 1, -1)
-    return tuple(n for n in allowed if not any(any(_not_shared(stage.training, n)) for stage in stages))
+def not_shared(stage: Stage, resources: ResourcesSpec) -> str | None:
+    """Why no number of workers that `resources` allows shares the stage's batches; `None` if one does."""
+    if not isinstance(stage, TrainStage) or worker_counts(stage, resources):
+        return None
+    name, fewest, most = stage.label.partition("[")[0], resources.fewest_workers, resources.most_workers
+    if fewest == most:
+        return f"stage `{name}`: {' '.join(_not_shared(stage.training, most))}"
+    size = stage.training.batch_size
+    return (
+        f"stage `{name}`: no number of workers from {fewest} to {most} shares its `training.batch_size` {size}. Way "
+        "out: a wider `resources.workers`, a batch size with more divisors, or another `training.micro_batch`."
+    )
+
+
+def worker_counts(stage: Stage, resources: ResourcesSpec) -> tuple[int, ...]:
+    """Numbers of workers, fewest first, that `resources` allows and that share the stage's batches."""
+    allowed = range(resources.fewest_workers, resources.most_workers + 1)
+    if not isinstance(stage, TrainStage):
+        return tuple(allowed)
+    return tuple(workers for workers in allowed if not any(_not_shared(stage.training, workers)))
 
 
 def num_training_images(data: DataSpec, in_all: int) -> int:

@@ -14,8 +14,8 @@ from orchestrator.planning.operating import OperatingPoints
 from orchestrator.planning.plan import Combination, Dropped, MeasureStage, Plan, SearchPlan, Stage, TrainStage
 from orchestrator.planning.slices import Choice, Incompatible, Slices
 from orchestrator.planning.train_stages import TrainStages
-from orchestrator.search.journal import Journal
-from orchestrator.search.matrix import Searched, dimensions, search_digest, searched, shown
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.matrix import Searched, as_matrix, dimensions, search_digest, searched, shown
 from orchestrator.storage import open_store
 from specs.data import DataSpec
 from specs.labels import labels
@@ -33,18 +33,18 @@ def make_plan(document: SpecDocument, store: ArtifactStore | None = None) -> Pla
 
     Args:
         document: the spec.
-        store: where the search keeps its journal; `None` = the spec's store. Without a search nothing is read.
+        store: where the search keeps its ledger; `None` = the spec's store. Without a search nothing is read.
 
     Raises:
         PlanError: with every conflict (unless the matrix drops them) and everything else that cannot be planned.
         DataError: if the images are missing.
-        StoreError: if the journal of the search is damaged.
+        StoreError: if the ledger of the search is damaged.
     """
     if document.experiment.search is None:
         return _Planner(document).plan(cells(document.experiment.matrix))
     if store is None:
         store = open_store(document.experiment.storage)
-    return _searched_plan(document, searched(document, Journal(store, search_digest(document))))
+    return _searched_plan(document, searched(document, Ledger(store, search_digest(document))))
 
 
 def _searched_plan(document: SpecDocument, found: Searched) -> Plan:
@@ -53,6 +53,8 @@ def _searched_plan(document: SpecDocument, found: Searched) -> Plan:
     assert search is not None, "only a search has trials"
     grid = search.algorithm == "grid"
     plan = planner.plan(found.cells(), proposed=True) if found.trials else planner.empty()
+    if grid:
+        planner.check_fatal()
     if grid and not plan.combinations:
         raise PlanError(f"{document.path}: {_summary({d.name: d.reasons for d in plan.dropped})}\nNo trial is left.")
     names, judged = found.names(), {n: v for n, v in found.verdicts.items() if n < len(found.trials)}
@@ -68,6 +70,12 @@ def _searched_plan(document: SpecDocument, found: Searched) -> Plan:
     return plan.model_copy(update={"search": progress, "stopped": stopped})
 
 
+def tried_out(document: SpecDocument) -> Plan:
+    """Some combinations of a search's space, whether they are proposed or not: the first value of every dimension, and
+    every other single value or end of a range with the first ones of the others."""
+    return _Planner(as_matrix(document, ())).tried_out()
+
+
 class _Planner:
     """The work of one `make_plan`."""
 
@@ -79,10 +87,22 @@ class _Planner:
         self.conditions: dict[int, MeasurementSpec] = {}
         self.measured: dict[tuple[str, int], MeasureStage] = {}
         self.operating_points = OperatingPoints()
+        self.mistakes: dict[str, None] = {}
+        """In the spec, seen in combinations that were proposed (an ordered set)."""
 
     def empty(self) -> Plan:
-        """A plan without combinations yet. Some are tried out, so that it is found now if none can be planned: the
-        first value of every dimension, and every other value with the first ones of the others."""
+        """A plan without combinations yet. Some are tried out, so that it is found now if none can be planned."""
+        plan = self.tried_out()
+        self.check_fatal()
+        if not plan.combinations:
+            raise PlanError(
+                f"{self.document.path}: {_summary({d.name: d.reasons for d in plan.dropped})}\n"
+                "No trial of the search can be planned. Mend the above, or change `search.space` or `matrix.axes`."
+            )
+        return Plan.model_construct(experiment=self.experiment.name, stages={}, combinations=(), dropped=())
+
+    def tried_out(self) -> Plan:
+        """The first value of every dimension, and every other value with the first ones of the others."""
         known = {name: labels(axis) for name, axis in self.experiment.matrix.axes.items()}
         choices: dict[Choice, None] = {}
         for i, values in enumerate(known.values()):
@@ -92,13 +112,7 @@ class _Planner:
         for choice in choices:
             named = {a: values[j] for (a, values), j in zip(known.items(), choice, strict=True) if a not in seeded}
             tried.append(Cell(choice, named))
-        plan = self.plan(tried, proposed=True)
-        if not plan.combinations:
-            raise PlanError(
-                f"{self.document.path}: {_summary({d.name: d.reasons for d in plan.dropped})}\n"
-                "No trial of the search can be planned. Mend the above, or change `search.space` or `matrix.axes`."
-            )
-        return Plan.model_construct(experiment=self.experiment.name, stages={}, combinations=(), dropped=())
+        return self.plan(tried, proposed=True)
 
     def plan(self, chosen: Iterable[Cell], *, proposed: bool = False) -> Plan:
         """Combinations, their stages parents first; `proposed` ones that cannot be planned are left out."""
@@ -119,6 +133,12 @@ class _Planner:
             except Incompatible as error:
                 refused[cell.name] = (f"measurement: {error}",)
                 continue
+            except PlanError as error:
+                if not proposed:
+                    raise
+                refused[cell.name] = (error.message,)
+                self.mistakes[error.message] = None
+                continue
             order = self.training.ancestors(node.stage.digest)
             for digest in order:
                 stages.setdefault(digest, self.training.stage(digest))
@@ -131,7 +151,15 @@ class _Planner:
                     stages=(*order, measurement.digest),
                 )
             )
-        self._check(refused, combinations, proposed=proposed)
+        repeated = _repeated(combinations)
+        if proposed and repeated:
+            refused |= {name: (_same_runs(name, seeds),) for name, seeds in repeated.items()}
+            self.mistakes |= {f"{self.document.path}: {_same_runs(n, seeds)}": None for n, seeds in repeated.items()}
+            combinations = [c for c in combinations if c.name not in repeated]
+            needed = {digest for c in combinations for digest in c.stages}
+            stages = {digest: stage for digest, stage in stages.items() if digest in needed}
+        if not proposed:
+            self._check(refused, combinations, repeated)
         dropped = tuple(Dropped(name=name, reasons=reasons) for name, reasons in refused.items())
         return Plan.model_construct(
             experiment=self.experiment.name, stages=stages, combinations=tuple(combinations), dropped=dropped
@@ -149,24 +177,27 @@ class _Planner:
             if isinstance(error, UnknownModelError) or baseline.args:
                 raise PlanError(f"{self.document.path}: `measurement.baseline`: {error}") from error
 
-    def _check(self, refused: dict[str, tuple[str, ...]], combinations: list[Combination], *, proposed: bool) -> None:
+    def check_fatal(self) -> None:
+        """Stop at what is wrong in the spec, and not in a combination."""
+        for mistake in self.mistakes:
+            raise PlanError(mistake)
+        if self.training.fatal:
+            lines = "\n".join(f"  - {text}" for text in self.training.fatal)
+            raise PlanError(f"{self.document.path} cannot be planned:\n{lines}")
+
+    def _check(
+        self, refused: dict[str, tuple[str, ...]], combinations: list[Combination], repeated: dict[str, list[int]]
+    ) -> None:
         """Stop at what cannot be planned."""
         any_left = bool(combinations)
         path = self.document.path
-        if self.training.fatal:
-            raise PlanError(f"{path} cannot be planned:\n" + "\n".join(f"  - {text}" for text in self.training.fatal))
-        if not proposed and refused and (self.experiment.matrix.on_conflict == "fail" or not any_left):
+        self.check_fatal()
+        if refused and (self.experiment.matrix.on_conflict == "fail" or not any_left):
             raise PlanError(f"{path}: {_summary(refused)}\n{self._advice(any_left)}")
-        if not proposed and not any_left:
+        if not any_left:
             raise PlanError(f"{path}: `matrix.exclude` leaves no combination. Remove an entry, or add to `include`.")
-        repeated = _repeated(combinations)
         if repeated:
-            name, seeds = next(iter(repeated.items()))
-            raise PlanError(
-                f"{path}: the seeds {', '.join(map(str, seeds))} of `{name}` are one and the same run, because every "
-                "stage of it has a `seed` of its own; their spread would say nothing. Remove `seed` from the stages "
-                "that are to be repeated, or the axis of seeds."
-            )
+            raise PlanError(f"{path}: {_same_runs(*next(iter(repeated.items())))}")
 
     def _advice(self, any_left: bool) -> str:
         if not any_left:
@@ -208,6 +239,14 @@ def _repeated(combinations: list[Combination]) -> dict[str, list[int]]:
     for combination in combinations:
         seeds.setdefault((combination.name, combination.measured_by), []).append(combination.seed)
     return {name: shared for (name, _), shared in seeds.items() if len(shared) > 1}
+
+
+def _same_runs(name: str, seeds: list[int]) -> str:
+    return (
+        f"the seeds {', '.join(map(str, seeds))} of `{name}` are one and the same run, because every stage of it has a "
+        "`seed` of its own; their spread would say nothing. Remove `seed` from the stages that are to be repeated, or "
+        "the axis of seeds."
+    )
 
 
 def _summary(refused: dict[str, tuple[str, ...]]) -> str:

@@ -163,7 +163,7 @@ class SearchPlan(Frozen):
     """How far a search is, whose trials are the combinations of a plan."""
 
     digest: str
-    """Name of its journal."""
+    """Name of its ledger."""
     algorithm: Literal["grid", "random", "optuna"]
     space: dict[str, str]
     """Dimension → its values, for people."""

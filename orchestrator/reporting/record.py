@@ -25,7 +25,11 @@ MAX_TAG = 8000
 """Characters of a tag that MLflow takes; it refuses longer ones."""
 
 PLAN, KIND, KEY, RECORDED = "slimvit.plan", "slimvit.kind", "slimvit.key", "slimvit.recorded"
-"""Tags: digest of the plan; `experiment`, `combination` or `stage`; which one; what of the store is recorded."""
+"""Tags: digest of the plan; `experiment`, `combination` or `stage`; which one; digest of what is recorded of it. A
+stage whose artefact was damaged and is computed anew keeps its name, but not that digest."""
+
+PARENT = "mlflow.parentRunId"
+"""MLflow's own tag: the run above."""
 
 REASON = "slimvit.reason"
 """Tag: why a run failed, or was given up."""

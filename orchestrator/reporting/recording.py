@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from cluster.storage import ArtifactStore
@@ -14,9 +15,9 @@ from orchestrator.planning.plan import Combination, MeasureStage, Plan
 from orchestrator.reporting import record
 from orchestrator.reporting.compare import compare
 from orchestrator.reporting.journal import Entry
-from orchestrator.reporting.record import RECORDED
+from orchestrator.reporting.record import PARENT, RECORDED
 from orchestrator.reporting.results import read_results, rows_by_column
-from orchestrator.reporting.stored import finite, read_history, read_result, stage_folder
+from orchestrator.reporting.stored import finite, read_history, read_result, stage_content, stage_folder
 from orchestrator.reporting.table import to_csv, to_json
 from orchestrator.reporting.tracking import Point, TrackedRun, TrackingServer
 from specs.experiment import Experiment
@@ -62,12 +63,13 @@ class Record:
         self._grow()
         points: dict[str, list[Point]] = defaultdict(list)
         finished: dict[str, int] = {}
+        settled = self._settled({entry.stage for entry in entries})
         for entry in entries:
             at = entry.milliseconds
             if entry.kind == "ended":
                 self._stop(entry)
                 continue
-            if entry.stage not in self._plan.stages or self._recorded(entry.stage):
+            if entry.stage not in self._plan.stages or (entry.stage in settled and entry.kind != "finished"):
                 continue
             if entry.kind == "started":
                 self._open[entry.stage] = entry.source
@@ -114,12 +116,19 @@ class Record:
         for combination in self._plan.combinations:
             keyed = rows.get((combination.name, combination.seed))
             if keyed is not None:
+                text = json.dumps([r.model_dump(mode="json") for r in keyed.values()], indent=1)
+                content = hashlib.sha256(text.encode()).hexdigest()
+                held = self._holds(self._combination_key(combination), content)
                 run = self._combination_run(combination)
-                taken = {key: r.value for key, r in keyed.items() if r.value is not None}
-                run.log_metrics(taken, step=0, at_ms=now)
-                run.log_text("rows.json", json.dumps([r.model_dump(mode="json") for r in keyed.values()], indent=1))
+                if not held:
+                    taken = {key: r.value for key, r in keyed.items() if r.value is not None}
+                    run.log_metrics(taken, step=0, at_ms=now)
+                    run.log_text("rows.json", text)
                 run.tag(self._stages_of(combination))
-                run.finish(recorded=combination.measured_by, at_ms=now)
+                run.finish(recorded=content, at_ms=now)
+        for digest, owner in self._owners.items():
+            if (known := self._runs.get(f"stage:{digest}")) is not None:  # below one that was begun anew, maybe
+                known.tag({PARENT: self._combination_run(owner).id})
         files = {
             "spec.yaml": record.resolved_spec(self._experiment),
             "plan.json": self._plan.model_dump_json(indent=1),
@@ -152,11 +161,14 @@ class Record:
         Raises:
             StoreError: if the artefact is damaged.
         """
-        if self._recorded(digest):
+        content, known = stage_content(store, digest), self._runs.get(f"stage:{digest}")
+        if content is not None and known is not None and known.tags.get(RECORDED) == content:
+            known.finish(recorded=content, at_ms=at_ms)  # it may have been at work again, to the same end
             return True
         folder = stage_folder(store, digest)
-        if folder is None:
+        if content is None or folder is None:
             return False
+        self._holds(f"stage:{digest}", content)
         run = self._stage_run(digest)
         stage = self._plan.stages[digest]
         if not isinstance(stage, MeasureStage):
@@ -169,7 +181,7 @@ class Record:
         for path in sorted(folder.iterdir()):
             if path.is_file():
                 run.log_file(path, "checkpoint" if path.name in ("model.safetensors", "model.json") else None)
-        run.finish(recorded=digest, at_ms=at_ms)
+        run.finish(recorded=content, at_ms=at_ms)
         return True
 
     def _grow(self) -> None:
@@ -178,10 +190,24 @@ class Record:
         if plan is not self._plan:
             self._plan, self._owners = plan, {**record.owners(plan), **self._owners}
 
-    def _recorded(self, digest: str) -> bool:
-        """Whether the run of a stage has everything that the stage left."""
-        known = self._runs.get(f"stage:{digest}")
-        return known is not None and known.tags.get(RECORDED) == digest
+    def _settled(self, digests: Collection[str]) -> frozenset[str]:
+        """Those of these stages that are recorded, and whose artefacts nobody has deleted since."""
+        runs = {digest: self._runs.get(f"stage:{digest}") for digest in digests}
+        recorded = [digest for digest, run in runs.items() if run is not None and RECORDED in run.tags]
+        if self._store is None or not recorded:
+            return frozenset(recorded)
+        there = self._store.present([f"stages/{digest}" for digest in recorded])
+        return frozenset(digest for digest in recorded if f"stages/{digest}" in there)
+
+    def _holds(self, key: str, content: str) -> bool:
+        """Whether a run has all of this. One that has all of something else, which was damaged and is computed anew, is
+        taken out of the record: MLflow changes no value of a run, and what is not measured any more would stay."""
+        run = self._runs.get(key)
+        recorded = None if run is None else run.tags.get(RECORDED)
+        if run is not None and recorded is not None and recorded != content:
+            self._server.delete(run)
+            del self._runs[key]
+        return recorded == content
 
     def _finished(self, digest: str, at_ms: int) -> None:
         if self._store is None:

@@ -48,6 +48,20 @@ def stage_folder(store: ArtifactStore, digest: str, *files: str) -> Path | None:
         raise StoreError(str(error)) from error
 
 
+def stage_content(store: ArtifactStore, digest: str) -> str | None:
+    """SHA-256 of what a finished stage left; `None` if it is not finished.
+
+    Raises:
+        StoreError: if the artefact's marker is damaged.
+    """
+    try:
+        return store.content(f"stages/{digest}")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StoreError(str(error)) from error
+
+
 def read_rows(folder: Path) -> list[MetricRow]:
     """Metric rows of a measure stage.
 

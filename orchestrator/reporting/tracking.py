@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.reporting import record
-from orchestrator.reporting.record import KEY, KIND, PLAN, REASON, RECORDED
+from orchestrator.reporting.record import KEY, KIND, PARENT, PLAN, REASON, RECORDED
 from orchestrator.reporting.stored import finite
 
 if TYPE_CHECKING:
@@ -77,9 +77,13 @@ class TrackingServer:
 
     def create(self, kind: str, key: str, title: str, parent: str | None) -> TrackedRun:
         """A new run."""
-        tags = {PLAN: self._plan_digest, KIND: kind, KEY: key} | ({"mlflow.parentRunId": parent} if parent else {})
+        tags = {PLAN: self._plan_digest, KIND: kind, KEY: key} | ({PARENT: parent} if parent else {})
         run = self._client.create_run(self.experiment_id, run_name=title, tags=tags)
         return TrackedRun(self._client, run, fresh=True)
+
+    def delete(self, run: TrackedRun) -> None:
+        """Take a run out of the record; MLflow keeps it in its bin."""
+        self._client.delete_run(run.id)
 
     def _search(self) -> Iterable[Run]:
         token = None

@@ -1,1 +1,1 @@
-"""Combinations that are proposed: the journal of a search, who proposes, and who gives trials up early."""
+"""Combinations that are proposed: the ledger of a search, who proposes, and who gives trials up early."""

@@ -10,12 +10,13 @@ from cluster.storage import ArtifactStore
 from orchestrator.errors import PlanError, StoreError
 from orchestrator.execution.events import Event, StageFailed, StageFinished, StageFound, StageSkipped
 from orchestrator.execution.steering import Change
-from orchestrator.planning.make import make_plan
+from orchestrator.planning.feasible import cannot_start
+from orchestrator.planning.make import make_plan, tried_out
 from orchestrator.planning.plan import Combination, Plan
 from orchestrator.planning.status import finished, to_run
 from orchestrator.search.dominance import Standing, domination
 from orchestrator.search.halving import Halving, evidence
-from orchestrator.search.journal import Journal, Values, Verdict
+from orchestrator.search.ledger import Ledger, Values, Verdict
 from orchestrator.search.matrix import Trial, dimensions, search_digest, searched
 from orchestrator.search.measured import Measured, Missing
 from orchestrator.search.searcher import Searcher, make_searcher
@@ -24,15 +25,15 @@ from specs.load import SpecDocument
 
 
 class SearchControl:
-    """Steers the run of one search. Everything it decides is in the journal before anybody acts on it.
+    """Steers the run of one search. Everything it decides is in the ledger before anybody acts on it.
 
     Args:
         document: a spec with a search.
-        store: where journal and stages are; must be writable.
+        store: where ledger and stages are; must be writable.
 
     Raises:
         PlanError: if no trial can be planned.
-        StoreError: if the journal is damaged, or does not fit what the searcher proposes.
+        StoreError: if the ledger is damaged, or does not fit what the searcher proposes.
     """
 
     def __init__(self, document: SpecDocument, store: ArtifactStore) -> None:
@@ -40,14 +41,14 @@ class SearchControl:
         assert search is not None, "the spec has a search"
         self._document, self._store, self._search = document, store, search
         self._digest = search_digest(document)
-        self._journal = Journal(store, self._digest)
+        self._ledger = Ledger(store, self._digest)
         self._measured = Measured(store, search.objectives)
         self._searcher: Searcher | None = None
         self._walked = self._told = 0  # trials that the searcher proposed, and was told of, in this process
         self._failed: dict[str, str] = {}
         """Stage that failed, or was skipped, in this run → reason."""
         self._halving: Halving | None = None
-        self._rungs = self._journal.rungs()
+        self._rungs = self._ledger.rungs()
         self._read()
         self._advance()
 
@@ -72,6 +73,19 @@ class SearchControl:
         released = [c for runs in self._runs.values() for c in self._released(runs)]
         plan = self._plan.model_copy(update={"combinations": tuple(released)})
         return to_run(plan, finished(plan, self._store))
+
+    def obstacles(self) -> dict[str, str]:
+        """Why no trial at all could start with these `resources`, by stage; empty if one could.
+
+        Of those that are proposed later, only some are known: the ends of all ranges are tried out.
+        """
+        resources = self._document.experiment.resources
+        if not (stuck := cannot_start(self._plan, self.wanted(), resources)):
+            return {}
+        tried = tried_out(self._document)
+        stuck |= cannot_start(tried, tried.stages, resources)
+        known = (*self._plan.combinations, *tried.combinations)
+        return stuck if all(stuck.keys() & set(combination.stages) for combination in known) else {}
 
     def step(self, events: Sequence[Event]) -> Change | None:
         """Take in what happened; `None` if nothing follows from it."""
@@ -105,9 +119,9 @@ class SearchControl:
         return runs[: measured + 1]
 
     def _read(self) -> None:
-        """Plan, names and verdicts anew, from the journal."""
+        """Plan, names and verdicts anew, from the ledger."""
         self._plan = make_plan(self._document, self._store)
-        found = searched(self._document, self._journal)
+        found = searched(self._document, self._ledger)
         self._trials: dict[int, Trial] = {trial.number: trial for trial in found.trials}
         self._names = found.names()
         self._verdicts = {n: verdict for n, verdict in found.verdicts.items() if n in self._names}
@@ -138,7 +152,7 @@ class SearchControl:
         number = next(n for n in count() if n not in self._trials)
         while number < num_trials and not (sequential and self._awaits(number)):
             values = self._proposed(number)
-            self._journal.propose(number, values)
+            self._ledger.propose(number, values)
             self._trials[number] = Trial(number, values)
             number, news = number + 1, True
         return news
@@ -161,7 +175,7 @@ class SearchControl:
             known = self._trials.get(self._walked)
             if known is not None and known.values != values:
                 raise StoreError(
-                    f"trial {self._walked} of the search was {known.values}, but from what its journal says the "
+                    f"trial {self._walked} of the search was {known.values}, but from what its ledger says the "
                     f"searcher now proposes {values}. Delete `searches/{self._digest}` in the store; the search then "
                     "begins anew, and stages that are finished are not run again"
                 )
@@ -183,7 +197,7 @@ class SearchControl:
                 verdict = Verdict(outcome="impossible", evidence=dropped[name])
             verdict = verdict or self._outcome(number, self._runs[name])
             if verdict is not None:
-                self._journal.judge(number, verdict)
+                self._ledger.judge(number, verdict)
                 known[name] = verdict
                 news = True
         return news
@@ -244,11 +258,11 @@ class SearchControl:
         judged = self._halving.judge(number, event.epoch, top1)
         if judged is None:
             return
-        self._journal.pass_rung(judged)
+        self._ledger.pass_rung(judged)
         self._rungs.append(judged)
         if not judged.goes_on and not self._store.committed(f"stages/{event.stage}"):
             why, curve = evidence(judged, asha, epochs), self._curve(number)
-            self._journal.judge(number, Verdict(outcome="stopped", evidence=why, rule="asha", curve=curve))
+            self._ledger.judge(number, Verdict(outcome="stopped", evidence=why, rule="asha", curve=curve))
             self._read()
 
     def _trains(self, name: str, stage: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.search.journal import Rung
+from orchestrator.search.ledger import Rung
 from specs.search import AshaSpec
 
 _SHARES = {2.0: "half", 3.0: "third", 4.0: "quarter", 5.0: "fifth"}

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from orchestrator.planning.digest import digest_of
 from orchestrator.planning.environment import package_version
 from orchestrator.planning.expand import Cell, cells
-from orchestrator.search.journal import Journal, Values, Verdict
+from orchestrator.search.ledger import Ledger, Values, Verdict
 from specs.experiment import Experiment
 from specs.labels import label, labels
 from specs.load import SpecDocument
@@ -85,8 +85,8 @@ def search_digest(document: SpecDocument) -> str:
     return digest_of({"spec": spec, "versions": {name: package_version(name) for name in PROPOSING_PACKAGES}})
 
 
-def searched(document: SpecDocument, journal: Journal) -> Searched:
-    """The search as the journal knows it; a grid has all of its trials from the start."""
+def searched(document: SpecDocument, ledger: Ledger) -> Searched:
+    """The search as the ledger knows it; a grid has all of its trials from the start."""
     experiment = document.experiment
     search = experiment.search
     assert search is not None, "the spec has a search"
@@ -94,10 +94,10 @@ def searched(document: SpecDocument, journal: Journal) -> Searched:
     if search.algorithm == "grid":
         trials = tuple(Trial(i, values) for i, values in enumerate(_grid(experiment, named)))
     else:
-        known = journal.trials()
+        known = ledger.trials()
         assert search.trials is not None, "the spec says how many"
         trials = tuple(Trial(number, values) for number, values in known.items() if number < search.trials)
-    return Searched(as_matrix(document, trials), trials, journal.verdicts())
+    return Searched(as_matrix(document, trials), trials, ledger.verdicts())
 
 
 def as_matrix(document: SpecDocument, trials: Sequence[Trial]) -> SpecDocument:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from orchestrator.search.journal import Values, Verdict
+from orchestrator.search.ledger import Values, Verdict
 from specs.labels import label
 from specs.search import Dimension, SearchSpec
 

@@ -13,6 +13,7 @@ from orchestrator import cli
 from orchestrator.exits import ending
 from orchestrator.planning.make import make_plan
 from orchestrator.run import commit_plan
+from orchestrator.spec_commands import load_spec
 from orchestrator.storage import open_store
 
 SPEC: dict[str, Any] = {
@@ -55,7 +56,7 @@ class Shell:
 
     def plan_kept(self) -> None:
         """An experiment that was begun and of which nothing is finished."""
-        document = cli.load_spec(self.spec(), [])
+        document = load_spec(self.spec(), [])
         commit_plan(make_plan(document), document.experiment, open_store("slimvit-store"))
 
 
@@ -145,7 +146,7 @@ def test_a_marker_that_is_cut_off(shell: Shell, command: tuple[str, ...], conten
 @pytest.mark.parametrize("command", [("compare", "tiny"), EXPORT, ("explain", "spec.yaml", "train[merging=none]")])
 def test_a_damaged_stage_names_a_way_out_that_is_one(shell: Shell, command: tuple[str, ...]) -> None:
     shell.plan_kept()
-    plan = make_plan(cli.load_spec(shell.folder / "spec.yaml", []))
+    plan = make_plan(load_spec(shell.folder / "spec.yaml", []))
     folder = shell.folder / "slimvit-store" / "stages" / plan.combinations[-1].result
     folder.mkdir(parents=True)
     (folder / "COMMIT.json").write_text('{"files": {"stage.json": {"sha256": "0", "size": 5}, "result.json": ')

@@ -34,7 +34,10 @@ def test_without_arguments_it_shows_help() -> None:
 def test_help_and_checking_a_spec_load_nothing_heavy() -> None:
     code = (
         "import sys; from pathlib import Path; import orchestrator.cli as cli; from orchestrator.exits import ending; "
-        "ending(lambda: cli.app(['--help'], standalone_mode=False)); cli.load_spec(Path(sys.argv[1]), []); "
+        "from orchestrator.spec_commands import load_spec; from typer.main import get_command; "
+        "[ending(lambda: cli.app([*name, '--help'], standalone_mode=False)) "
+        "for name in ([], *([command] for command in get_command(cli.app).commands))]; "
+        "load_spec(Path(sys.argv[1]), []); "
         "sys.exit(', '.join(m for m in ('torch', 'timm', 'ray', 'mlflow', 'numpy') if m in sys.modules) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(QUICKSTART)], cwd=ROOT, capture_output=True, text=True)

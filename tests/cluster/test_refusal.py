@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import ray
 from ray._private.utils import check_version_info
+from ray.exceptions import AuthenticationError
 
 from cluster.refusal import refusal
+from orchestrator.errors import ResourceError
+from orchestrator.execution import jobs
 from tests.execution.nodes import ENVIRONMENT, nodes
 
 
@@ -36,6 +39,24 @@ def test_a_token_that_only_the_cause_tells_of() -> None:
 def test_anything_else_keeps_its_first_line() -> None:
     text = refusal("a:1", ConnectionError("no route\nlong story"), has_token=False)
     assert "no route. This machine must be one of its nodes" in text
+
+
+@pytest.mark.parametrize(("token", "says"), [("wrong", "does not accept this user's token"), ("", "holds none")])
+def test_a_job_and_a_run_are_told_the_same_about_a_token(
+    token: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    error = AuthenticationError("WRONG_CLUSTER_ID")
+
+    def ask() -> None:
+        raise error
+
+    with pytest.raises(ResourceError) as caught:
+        jobs._asked("http://head:8265", ask)
+    assert says in str(caught.value)
+    assert str(caught.value) == refusal("http://head:8265", error, has_token=bool(token))
 
 
 SPEC = """

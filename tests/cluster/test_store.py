@@ -56,6 +56,18 @@ def test_same_content_twice_is_fine_and_other_content_is_refused(store: Artifact
     assert (store.fetch("stages/a") / "weights").read_text() == "w"
 
 
+def test_the_content_is_known_by_its_digest(store: ArtifactStore, tmp_path: Path) -> None:
+    store.commit("stages/a", folder(tmp_path / "one", weights="w", result="r"))
+    store.commit("stages/b", folder(tmp_path / "two", result="r", weights="w"))
+    first = store.content("stages/a")
+    assert first == store.content("stages/b")
+    store.delete("stages/a")
+    with pytest.raises(FileNotFoundError, match="no artefact `stages/a`"):
+        store.content("stages/a")
+    store.commit("stages/a", folder(tmp_path / "three", weights="w", result="other"))
+    assert store.content("stages/a") != first
+
+
 def test_names_presence_and_delete(store: ArtifactStore, tmp_path: Path) -> None:
     names = ["progress/ab/1", "progress/ab/2", "progress/abc/1", "stages/x"]
     for i, name in enumerate(reversed(names)):

@@ -6,10 +6,11 @@ import pytest
 
 from cluster.nodes import NodeGroup
 from orchestrator.errors import ResourceError
-from orchestrator.execution.admission import admit, check_measurements
-from orchestrator.planning.plan import MeasureStage
+from orchestrator.execution.admission import admit, check_measurements, check_stages, never_runs
+from orchestrator.planning.plan import MeasureStage, TrainStage
 from specs.measurement import MeasurementSpec
 from specs.resources import ResourcesSpec
+from specs.training import TrainingSpec
 
 LAPTOP = {"CPU": 8.0, "memory": 1e9}
 GPU_NODE = {"CPU": 16.0, "GPU": 4.0}
@@ -107,3 +108,30 @@ def test_what_an_autoscaler_cannot_add_either(spec: dict, says: list[str]) -> No
         admit(ResourcesSpec(**spec), [LAPTOP], stages=100, growth=[BIG])
     for words in says:
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch_size", "nodes", "says"),
+    [
+        ({"min": 1, "max": 8}, 25, [LAPTOP], None),
+        ({"min": 2, "max": 8}, 25, [LAPTOP], None),  # on five
+        ({"min": 2, "max": 8}, 25, [{"CPU": 4.0}], "`toy` needs 5 workers"),
+        ({"min": 2, "max": 8}, 25, None, None),  # an autoscaler that does not say what it can add
+        ({"min": 2, "max": 8}, 13, None, "no number of workers from 2 to 8"),
+        (2, 25, [LAPTOP], "25 cannot be shared by 2 workers"),
+        (9, 27, [LAPTOP], "needs 9 workers"),
+    ],
+)
+def test_each_stages_own_batch_decides_where_it_can_run(
+    workers: object, batch_size: int, nodes: list | None, says: str | None
+) -> None:
+    spec = ResourcesSpec.model_validate({"workers": workers})
+    stage = TrainStage.model_construct(label="toy", training=TrainingSpec(batch_size=batch_size))
+    reason = never_runs(stage, spec, nodes)
+    if says is None:
+        assert reason is None
+        check_stages([stage], spec, nodes)
+        return
+    assert says in str(reason)
+    with pytest.raises(ResourceError, match=says):
+        check_stages([stage], spec, nodes)

@@ -20,6 +20,7 @@ from orchestrator.execution.events import (
 )
 from orchestrator.execution.failures import Budgets, Failure, Room
 from orchestrator.execution.queue import DEADLINE_GRACE_S, ELSEWHERE_S, IDLE_LANE_S, StageQueue
+from orchestrator.execution.shares import Shares
 from orchestrator.planning.plan import MeasureStage, NetworkSource, Stage, TrainStage
 from orchestrator.training.interface import Progress
 from specs.data import Sample
@@ -79,11 +80,11 @@ class Clock:
 
 
 class Lane:
-    """One lane with one worker."""
+    """One lane, and its first worker."""
 
-    def __init__(self, queue: StageQueue, number: int = 0, group: str = "g", node: str = "") -> None:
+    def __init__(self, queue: StageQueue, number: int = 0, group: str = "g", node: str = "", size: int = 1) -> None:
         self.queue, self.number, self.group, self.turn = queue, number, f"{group}{number}", 0
-        queue.join(number, self.group, 0, 1, "host:1 cpu", f"worker-{self.group}", node)
+        queue.join(number, self.group, 0, size, "host:1 cpu", f"worker-{self.group}", node)
 
     def ask(self) -> str:
         assignment = self.queue.ask(self.number, self.group, self.turn)
@@ -515,3 +516,47 @@ def test_stages_added_below_a_failed_one_are_skipped() -> None:
     queue.add(plan(train("teacher"), train("a", "teacher"), measure("a")))
     assert [(e.stage, e.because_of) for e in kinds(queue, StageSkipped)] == [("a", "teacher"), ("m-a", "teacher")]
     assert queue.poll().unsettled == 0
+
+
+OF_24, OF_25 = (1, 2, 3, 4, 6, 8), (1, 5)
+SHARES = Shares(lambda stage: OF_25 if stage.label.startswith("odd") else OF_24)
+
+
+def test_a_lane_takes_what_its_workers_share_and_then_makes_way_for_another_size() -> None:
+    queue = StageQueue(plan(train("odd", epochs=9), train("a"), train("b"), measure("a")), shares=SHARES)
+    assert queue.poll().sizes == (OF_25, OF_24), "what is more urgent decides how a lane is started"
+    four = Lane(queue, size=4)
+    assert queue.poll().sizes[0] == OF_25, "which this lane cannot train"
+    for expected in ("a", "m-a", "b"):
+        assert four.ask() == expected
+        assert queue.poll().sizes_of == {0: () if expected == "m-a" else OF_24}
+        four.finish(expected)
+    assert four.ask() == "end"
+    queue.left(0)
+    assert Lane(queue, group="h", size=5).ask() == "odd"
+
+
+def test_a_lane_that_suits_nobody_waits_for_one_that_does_and_for_measurements() -> None:
+    queue = StageQueue(plan(train("odd a"), train("odd b"), train("c"), measure("c")), num_lanes=2, shares=SHARES)
+    five, four = Lane(queue, 0, size=5), Lane(queue, 1, size=4)
+    assert (five.ask(), four.ask()) == ("odd a", "c")
+    four.finish("c")
+    assert four.ask() == "wait", "the other lane can train what is left"
+    five.finish("odd a")
+    assert five.ask() == "odd b"
+    five.finish("odd b")
+    assert four.ask() == "m-c"
+    queue.add(plan(train("odd d")))
+    queue.lost(0, crash())
+    three = Lane(queue, 0, group="h", size=3)
+    assert three.ask() == "wait", "nothing is started beside a measurement"
+    four.finish("m-c")
+    assert three.ask() == "end"
+
+
+def test_a_stage_that_is_refused_fails_and_takes_only_its_own_with_it() -> None:
+    queue = StageQueue(plan(train("a"), measure("a"), train("b")), (), {"a": "no room"}, open_ended=True)
+    assert queue.poll().events == (StageFailed("a", "no room"), StageSkipped("m-a", "a"))
+    queue.add(plan(train("c")), (), {"a": "no room", "c": "odd"})
+    assert queue.poll().events == (StageFailed("c", "odd"),), "once"
+    assert Lane(queue).ask() == "b"

@@ -52,16 +52,16 @@ def test_workers_that_cannot_share_a_batch_matter_only_to_what_is_to_run(
 ) -> None:
     planned = plan(training, {"resources": {"workers": workers}}, tmp_path)
     reasons = cannot_start(planned, planned.stages.keys(), ResourcesSpec(workers=workers))
-    assert [message in reason for reason in reasons] == [True] if message else reasons == []
-    assert cannot_start(planned, [], ResourcesSpec(workers=workers)) == []
+    assert [message in reason for reason in reasons.values()] == [True] if message else reasons == {}
+    assert cannot_start(planned, [], ResourcesSpec(workers=workers)) == {}
 
 
 @pytest.mark.parametrize(
     ("training", "fewest", "most", "counts"),
     [
-        ({"batch_size": 24}, 1, 9, (8, 6, 4, 3, 2, 1)),
-        ({"batch_size": 24, "augmentation": {"mixup": 0.8}}, 1, 9, (6, 4, 3, 2, 1)),
-        ({"batch_size": 24, "micro_batch": 4}, 2, 9, (6, 3, 2)),
+        ({"batch_size": 24}, 1, 9, (1, 2, 3, 4, 6, 8)),
+        ({"batch_size": 24, "augmentation": {"mixup": 0.8}}, 1, 9, (1, 2, 3, 4, 6)),
+        ({"batch_size": 24, "micro_batch": 4}, 2, 9, (2, 3, 6)),
         ({"batch_size": 24}, 9, 11, ()),
     ],
 )
@@ -70,8 +70,12 @@ def test_elastic_workers_share_every_batch(
 ) -> None:
     planned = plan(training, {}, tmp_path)
     resources = ResourcesSpec.model_validate({"workers": {"min": fewest, "max": most}})
-    assert worker_counts(planned, planned.stages.keys(), resources) == counts
-    assert bool(cannot_start(planned, planned.stages.keys(), resources)) == (not counts)
+    train, measure = planned.walk()
+    assert worker_counts(train, resources) == counts
+    assert worker_counts(measure, resources) == tuple(range(fewest, most + 1)), "a measurement has no batch to share"
+    reasons = cannot_start(planned, planned.stages.keys(), resources)
+    assert list(reasons) == ([] if counts else [train.digest])
+    assert all("no number of workers from 9 to 11" in reason for reason in reasons.values())
 
 
 def plan(training: dict[str, Any], more: dict[str, Any], folder: Path) -> Plan:

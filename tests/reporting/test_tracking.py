@@ -203,6 +203,41 @@ def test_a_partly_finished_plan_is_recorded_as_far_as_it_is(small: Any, uri: str
     assert found["combination:merging=r2,distill=soft #1"].data.metrics == {}
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_what_is_computed_anew_replaces_what_was_recorded(small: Any, uri: str, live: bool) -> None:
+    """A measurement and a training that were damaged, deleted, and came out otherwise."""
+    small.finish()
+    first = tracker(small, uri, store=small.store)
+    assert first.sync(small.plan, small.store)
+    first.close()
+    before = runs(small, uri)
+    combination = small.plan.combinations[0]
+    student, measured = (small.plan.stages[d] for d in (combination.result, combination.measured_by))
+    for stage in (student, measured):
+        small.store.delete(f"stages/{stage.digest}")
+    second = tracker(small, uri, store=small.store)
+    if live:
+        second.on_event(StageStarted(student.digest, lane=0, attempt=1, at=0.0))
+        second.on_event(StageFailed(student.digest, "no room"))
+        second.sync(small.plan, small.store)
+        assert runs(small, uri)[f"stage:{student.digest}"].info.status == "FAILED"
+    small.train(student, seconds=77.0)
+    rows = [r.model_copy(update={"value": 12.5}) if r.name == "top1" else r for r in small.rows(combination)]
+    small.measure(combination, [r for r in rows if r.name != "macs"])
+    for event in events(small, [student, measured]) if live else ():
+        second.on_event(event)
+    assert second.sync(small.plan, small.store)
+    second.close()
+    check_complete(small, uri)
+    found = runs(small, uri)
+    assert found[f"combination:{combination.name} #0"].data.metrics["top1"] == 12.5
+    assert found[f"stage:{student.digest}"].data.metrics["final.seconds"] == 77.0
+    changed = {key for key in found if found[key].info.run_id != before[key].info.run_id}
+    assert changed == {f"combination:{combination.name} #0", f"stage:{student.digest}", f"stage:{measured.digest}"}, (
+        "and nothing else"
+    )
+
+
 def test_another_plan_has_another_parent(small: Any, lab_of: Callable[..., Any], uri: str) -> None:
     other = lab_of(seeds=(0,), merging=("none",), distill=("soft",))
     assert record.plan_digest(other.plan) != record.plan_digest(small.plan)

@@ -170,12 +170,12 @@ def test_more_trials_go_on(searching, tmp_path):
     assert not set(more.ran) & set(few.ran)
 
 
-def test_a_journal_that_does_not_fit(searching, tmp_path):
+def test_a_ledger_that_does_not_fit(searching, tmp_path):
     document, store = searching({**OPTUNA, "trials": 4})
     run((document, store), tmp_path)
-    journal = SearchControl(document, store)._journal
-    store.delete(f"{journal._folder}/trials/00001")
-    journal.propose(1, {"lr": 0.5, "r": 1})
+    ledger = SearchControl(document, store)._ledger
+    store.delete(f"{ledger._folder}/trials/00001")
+    ledger.propose(1, {"lr": 0.5, "r": 1})
     found = searching({**OPTUNA, "trials": 6})
     with pytest.raises(StoreError, match=r"trial 1 of the search was .*Delete `searches/"):
         run(found, tmp_path, order=6)
@@ -260,7 +260,7 @@ def test_failures_and_the_impossible_count(searching, tmp_path):
     lanes = Lanes(control, store, tmp_path / "lanes")
     lanes.failing = {"teacher"}
     lanes.run()
-    verdicts = control._journal.verdicts()
+    verdicts = control._ledger.verdicts()
     assert {v.outcome for v in verdicts.values()} <= {"failed", "impossible"}
     assert any("no images" in v.evidence for v in verdicts.values())
 
@@ -274,7 +274,7 @@ def test_excluded_trials_are_impossible(searching, tmp_path):
     lanes = run((document, store), tmp_path)
     assert lanes.plan.combinations
     assert {c.labels["smooth"] for c in lanes.plan.combinations} == {"0.0"}
-    assert len(lanes.control._journal.verdicts()) == 6
+    assert len(lanes.control._ledger.verdicts()) == 6
     assert all("`matrix.exclude`" in d.reasons[0] for d in lanes.plan.dropped)
 
 

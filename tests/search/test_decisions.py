@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.search.dominance import Standing, domination
 from orchestrator.search.halving import Halving, evidence
-from orchestrator.search.journal import Verdict
+from orchestrator.search.ledger import Verdict
 from orchestrator.search.searcher import make_searcher
 from specs.search import AshaSpec, Dimension, Objective, SearchSpec
 

@@ -60,8 +60,8 @@ class Rung(BaseModel):
     goes_on: bool = True
 
 
-class Journal:
-    """The journal of one search in an artefact store."""
+class Ledger:
+    """The ledger of one search in an artefact store."""
 
     def __init__(self, store: ArtifactStore, digest: str) -> None:
         self._store, self._folder = store, f"searches/{digest}"
@@ -120,6 +120,6 @@ class Journal:
 
     def _damaged(self, name: str, error: Exception) -> StoreError:
         return StoreError(
-            f"the journal of the search is damaged at `{name}`: {error}. Delete `{self._folder}` in the store; the "
+            f"the ledger of the search is damaged at `{name}`: {error}. Delete `{self._folder}` in the store; the "
             "search then begins anew, and stages that are finished are not run again"
         )
