@@ -93,6 +93,7 @@ def test_notice_and_sigterm_lose_nothing(two_nodes: Nodes, tmp_path: Path) -> No
         assert accepted, why
 
     run = run_and_strike(two_nodes, tmp_path / "drained", label, take_away, max_retries=0)
+    assert len(groups(run)) == 2, (groups(run), retried(run))
     first, second = groups(run)
     assert first != second
     assert [kind for kind, _ in retried(run)] == ["preempted"]
