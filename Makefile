@@ -1,6 +1,7 @@
 # make demo   set up, then run the quickstart from spec to comparison
-# make test   set up, then run all tests
-# make check  format, lint, types, import contracts, tests
+# make test   set up, then run the tests; a quarter of an hour on two cores
+# make long   the tests that take minutes each: faults, nodes that die, other databases
+# make check  format, lint, types, import contracts, all tests
 # make audit  known vulnerabilities in the locked versions; needs the internet
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -9,17 +10,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test check static lint types contracts format docs lock audit clean
+.PHONY: demo test long check static lint types contracts format docs lock audit clean
 
 demo: $(READY)
 	$(BIN)/slimvit run specs/library/quickstart.yaml
 
-# Side by side what can be; then, one by one, what needs the machine to itself.
+# Side by side what can be; then what starts clusters, two at a time; then, one by one, what needs the machine to itself.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist worksteal
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "not alone and not ray and not long" --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -m "ray and not alone and not long" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "alone and not long"
 
-check: static test
+long: $(READY)
+	$(BIN)/python -m pytest -m long
+
+check: static test long
 
 # Everything that `make check` does besides running the tests.
 static: lint types contracts

@@ -15,8 +15,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from specs.model import ModelSpec
 
-ALONE = ("execution", "measurement")
-"""Folders of tests that start clusters, or read clocks and memory."""
+ALONE = ("measurement",)
+"""Folders of tests that read clocks and memory."""
 
 CIFAR10_VARIABLE = "SLIMVIT_TEST_CIFAR10"
 TRAIN_PER_CLASS, VAL_PER_CLASS = 40, 20
@@ -25,7 +25,7 @@ TRAIN_PER_CLASS, VAL_PER_CLASS = 40, 20
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs the machine to itself."""
     for item in items:
-        if item.path.parent.name in ALONE or item.get_closest_marker("ray"):
+        if item.path.parent.name in ALONE or item.get_closest_marker("long"):
             item.add_marker(pytest.mark.alone)
 
 

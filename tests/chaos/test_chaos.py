@@ -20,7 +20,7 @@ from tests.chaos.servers import Servers, servers
 from tests.cluster.s3_process import CREDENTIALS
 
 SEED = 5
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from tests.execution.nodes import Nodes, nodes
 from tests.execution.plans import plan, train
 from tests.execution.test_driver import Run
 
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 AT_WORK = 3
 """Step at which a test strikes."""
 
@@ -64,7 +65,6 @@ def retried(run: Run) -> list[tuple[str, str]]:
     return [(event.kind, event.action) for event in run.events if isinstance(event, StageRetried)]
 
 
-@pytest.mark.ray
 def test_a_group_on_two_nodes_outlives_one_of_them(two_nodes: Nodes, tmp_path: Path) -> None:
     label = "steps=120 pause=0.1"
 
@@ -81,7 +81,6 @@ def test_a_group_on_two_nodes_outlives_one_of_them(two_nodes: Nodes, tmp_path: P
     assert run.result(label)["world_size"] == 1
 
 
-@pytest.mark.ray
 def test_notice_and_sigterm_lose_nothing(two_nodes: Nodes, tmp_path: Path) -> None:
     from ray._raylet import GcsClient
 

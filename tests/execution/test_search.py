@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -15,7 +14,9 @@ import pytest
 import yaml
 
 from cluster.local import LocalStore
+from tests.chaos.processes import kill, reaper, strays
 
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = {
     "name": "searched",
@@ -53,12 +54,12 @@ def searching(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.ray
 def test_a_search_is_killed_and_goes_on(tmp_path: Path) -> None:
-    first = searching(tmp_path, "--die")
-    assert first.wait(timeout=140) == -signal.SIGKILL
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(first.pid, signal.SIGKILL)  # what Ray would take some seconds to notice
+    with reaper():
+        before = frozenset(strays(tuple))
+        first = searching(tmp_path, "--die")
+        assert first.wait(timeout=140) == -signal.SIGKILL
+        kill(*strays(lambda: before).values())  # workers would live on for some seconds, and might finish
 
     second = searching(tmp_path)
     out, _ = second.communicate(timeout=280)

@@ -24,7 +24,7 @@ from orchestrator.reporting.writer import Patience
 from tests.cluster.s3_process import CREDENTIALS, s3_server
 from tests.reporting.tracked import check_complete, events, query, tracker
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 PATIENCE_S = 300
 BUCKET = "slimvit-test"
