@@ -151,8 +151,18 @@ def run(
                 admission = admit(resources, found, stages=parallel, growth=growth)
             on_event(RunStarted(tuple(to_run), tuple(summary.done_before), admission.lanes, cluster.dashboard_url))
             begun = _Run(
-                *(plan, to_run, experiment, store, runners, cluster, admission, offered),
-                *(on_event, should_stop, summary, steering),
+                plan,
+                to_run,
+                experiment,
+                store,
+                runners,
+                cluster,
+                admission,
+                offered,
+                on_event,
+                should_stop,
+                summary,
+                steering,
             )
             try:
                 begun.watch()
