@@ -9,7 +9,7 @@ from cluster.lease import TTL_S, Entry
 from cluster.storage import ArtifactStore
 from orchestrator.errors import UsageError
 from orchestrator.keeping.reach import Doomed, Policy, doomed
-from orchestrator.keeping.roots import roots_of, store_of
+from orchestrator.keeping.roots import EMPTY, roots_of, store_of
 from orchestrator.planning.stored import shown_bytes
 from orchestrator.reporting.find import experiments
 from specs.problems import nearest
@@ -47,8 +47,11 @@ def collect(
     found = doomed(inventory.artefacts, inventory.leftovers, roots, leased(store), policy)
     total = sum(kept.size for kept in (*inventory.artefacts, *inventory.leftovers))
     say(f"Store {store.location}: {shown_bytes(total)} in {len(inventory.artefacts)} artefacts")
+    if not inventory.artefacts and not inventory.leftovers:
+        say(EMPTY)
+        return
     needed_by = ", ".join(sorted(roots.plans)) or "nobody"
-    say(f"To stay: what {needed_by} needs, and what is younger than {policy.days:g} days")
+    say(f"To stay: what {needed_by} needs, and what is younger than {_days(policy.days)}")
     size = sum(each.kept.size for each in found)
     for line in _lines(found):
         say(line)
@@ -107,6 +110,10 @@ def _lines(found: Sequence[Doomed]) -> Iterable[str]:
     if len(found) > SHOWN:
         rest = sum(each.kept.size for each in largest[SHOWN:])
         yield f"  {shown_bytes(rest):>10}  in {len(found) - SHOWN} more"
+
+
+def _days(number: float) -> str:
+    return "a day" if number == 1 else f"{number:g} days"
 
 
 def _digest(each: Doomed) -> str:

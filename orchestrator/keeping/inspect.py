@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from cluster.storage import ArtifactStore
 from orchestrator.errors import StoreError, UsageError
 from orchestrator.keeping.collect import leased
-from orchestrator.keeping.roots import roots_of
+from orchestrator.keeping.roots import EMPTY, roots_of
 from orchestrator.planning.stored import shown_bytes
 
 SHOWN = 20
@@ -25,6 +25,8 @@ def show(store: ArtifactStore, *, everything: bool, say: Say) -> None:
         for experiment in roots.reached_by(kept.name) or ["(no experiment)"]:
             needed[experiment] += kept.size
     say(f"Store {store.location}")
+    if not inventory.artefacts and not inventory.leftovers:
+        say(EMPTY)
     for kind, sizes in sorted(kinds.items()):
         say(f"  {kind:<12}{len(sizes):>7}  {shown_bytes(sum(sizes)):>10}")
     if inventory.leftovers:
@@ -66,7 +68,7 @@ def verify(store: ArtifactStore, *, say: Say) -> None:
             f"{len(damaged)} of {len(names)} artefacts are damaged. Way out: `slimvit store delete {' '.join(damaged)} "
             f"--store '{store.location}'`, then `slimvit run` computes anew what is needed"
         )
-    say(f"{len(names)} artefacts are sound.")
+    say(f"{len(names)} artefacts are sound." if names else f"Store {store.location}: {EMPTY}")
 
 
 def remove(store: ArtifactStore, names: Sequence[str], *, say: Say) -> None:

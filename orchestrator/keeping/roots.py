@@ -14,6 +14,8 @@ from orchestrator.reporting.mark import RecordMark
 from orchestrator.storage import open_store
 from specs.experiment import StorageSpec
 
+EMPTY = "Nothing was ever kept here. If there should be something, name the store's place with `--store`."
+
 
 def store_of(specs: Sequence[str], place: str | None) -> ArtifactStore:
     """The store that these experiments share.
