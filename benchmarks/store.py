@@ -226,11 +226,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=9)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: the temporary folder")
     arguments = parser.parse_args()
+    load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as base:
         disk = on_disk(Path(base), arguments.mib << 20, arguments.samples)
         s3 = on_s3(Path(base), arguments.s3_mib << 20, arguments.samples)
     conditions = {"mib": arguments.mib, "s3_mib": arguments.s3_mib, "samples": arguments.samples}
-    conditions |= {"cpus": usable_cpus(), "boto3": boto3.__version__, "python": platform.python_version()}
+    load.append(os.getloadavg()[0])  # hashing side by side needs cores that nobody else has
+    conditions |= {
+        "cpus": usable_cpus(),
+        "load_before_and_after": load,
+        "boto3": boto3.__version__,
+        "python": platform.python_version(),
+    }
     result = {"benchmark": "store", "wanted": WANTED, "disk": disk, "s3": s3, "conditions": conditions}
     print(json.dumps(result, indent=1))
 

@@ -40,7 +40,8 @@ def _manager(address: Address) -> Iterator[_Manager]:
 
 
 def upload(address: Address, folder: Path, files: Collection[str]) -> Contents:
-    """Send files to the keys below an address. S3 checks the SHA-256 of what arrives.
+    """Send files to the keys below an address. S3 checks what arrives: the SHA-256 of a small file, and a CRC of each
+    part of a large one, because its SHA-256 is computed here already.
 
     Returns:
         Digest and size of each; the digests are computed while the files travel.
@@ -59,7 +60,8 @@ def upload(address: Address, folder: Path, files: Collection[str]) -> Contents:
 
 def _send(manager: _Manager, address: Address, path: Path, file: str) -> dict[str, Any]:
     large = path.stat().st_size > HASHED_BYTES
-    # A part's checksum is computed as it is sent; the digest of a small file serves for both.
+    # A part's checksum is computed as it is sent; the digest of a small file serves for both. Of parts a second SHA-256
+    # would take as much of a core again as the digest does.
     under_way = manager.upload(str(path), address.bucket, address.key(file), _CHECKED) if large else None
     size, digest = size_and_sha256(str(path))
     if under_way is not None:
@@ -74,7 +76,7 @@ def _send(manager: _Manager, address: Address, path: Path, file: str) -> dict[st
     return {"size": size, "sha256": digest}
 
 
-_CHECKED = {"ChecksumAlgorithm": "SHA256"}
+_CHECKED = {"ChecksumAlgorithm": "CRC32"}
 
 
 def download(address: Address, contents: Contents, folder: Path) -> list[str]:

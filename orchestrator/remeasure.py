@@ -65,7 +65,7 @@ def measure_experiment(
     plan = found.plan
     selected = [c for name in combinations for c in combinations_named(plan, name)] or list(plan.combinations)
     trained = [c for c in selected if found.store.committed(f"stages/{c.result}")]
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE, emoji=False)
     _say_untrained(found, [c for c in selected if c not in trained], trained, console)
 
     manifests = Manifests()

@@ -77,7 +77,7 @@ def run_experiment(spec: Path, assignments: Sequence[str], address: str | None, 
         control = SearchControl(document, store)
         plan = control.plan
     # A file or a pipe has no width: there the table keeps all of its columns.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE, emoji=False)
     record = RecordMark(plan, experiment, store)
     done = finished(plan, store)
     if control is None and (to_run(plan, done) or not record.complete()):  # else all was well, and is only read

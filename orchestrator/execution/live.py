@@ -248,7 +248,7 @@ class PlainView:
 
     def _line(self, text: str) -> None:
         elapsed = time.monotonic() - self._state.began
-        self._console.print(f"[{elapsed:7.1f} s] {text}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"[{elapsed:7.1f} s] {text}", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class LiveView:
@@ -303,7 +303,7 @@ class LiveView:
             self._say(f"[yellow]given up[/] {escape(label(event.stage))}: {escape(event.reason)}")
 
     def _say(self, markup: str) -> None:
-        self._console.print(markup, highlight=False)
+        self._console.print(markup, emoji=False, highlight=False)
 
     def _render(self) -> RenderableType:
         state = self._state

@@ -36,7 +36,7 @@ MARKS: dict[Status, tuple[str, str]] = {
 
 def as_text(plan: Plan, experiment: Experiment) -> str:
     """The tree of stages with their status, what sharing saves, and what was dropped; in colour on a terminal."""
-    console = Console(width=MAX_WIDTH, highlight=False)
+    console = Console(width=MAX_WIDTH, highlight=False, emoji=False)
     with console.capture() as captured:
         console.print(_rendered(plan, experiment))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -207,7 +207,7 @@ def _table(comparison: Comparison, out: Path | None) -> str:
     if out is not None or not sys.stdout.isatty():
         return table.text(comparison, table.WIDE) + others
     width = shutil.get_terminal_size().columns
-    console = Console(width=width)
+    console = Console(width=width, emoji=False)
     with console.capture() as capture:
         console.print(table.table(comparison, width))
     return capture.get() + others

@@ -109,7 +109,7 @@ def _signed(value: float, error: float | None = None) -> str:
 
 
 def _plain(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=WIDE, color_system=None, force_terminal=False)
+    console = Console(file=io.StringIO(), width=WIDE, color_system=None, force_terminal=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"

@@ -53,7 +53,7 @@ def _table(points: Iterable[PublishedPoint]) -> str:
         ]
         size, batch = (str(p.conditions.get(key, "–")) for key in ("image_size", "batch_size"))
         drawn.add_row(Text(p.name), size, *values, batch)
-    console = Console(file=io.StringIO(), width=WIDE, color_system=None, force_terminal=False)
+    console = Console(file=io.StringIO(), width=WIDE, color_system=None, force_terminal=False, emoji=False)
     with console.capture() as capture:
         console.print(drawn)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"

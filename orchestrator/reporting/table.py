@@ -197,7 +197,7 @@ def _rich(cell: _Styled) -> Text:
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines of prose."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, emoji=False)
     with console.capture() as capture:
         console.print(Text(text))
     return capture.get().splitlines()

@@ -116,3 +116,17 @@ def test_plain_is_a_wish_that_counts() -> None:
 
 def test_durations() -> None:
     assert [_duration(s) for s in (4.21, 59.9, 60, 187, 7387)] == ["4.2 s", "59.9 s", "1:00", "3:07", "2:03:07"]
+
+
+def test_labels_hold_no_pictures() -> None:
+    """rich makes a picture of a name between two colons."""
+    stage = measure("train")
+    shown = plan(train("train"), stage.model_copy(update={"label": "measure:train"}))
+    for is_terminal in (False, True):
+        console, text = terminal(is_terminal=is_terminal)
+        with make_view(shown, console, plain=not is_terminal) as view:
+            view.on_event(RunStarted((stage.digest,), (), lanes=1, dashboard_url=None))
+            view.on_event(StageStarted(stage.digest, 0, 1, 0.0))
+            view.on_event(StageFailed(stage.digest, "no :train: here"))
+        assert "measure:train: " in text.getvalue()
+        assert "no :train: here" in text.getvalue()
