@@ -180,9 +180,9 @@ def _up_local(name: str, cluster: LocalCluster, spec: Path) -> str:
         found = machine.start(name, cluster)
     return (
         f"`{name}` is up at {found.address}, dashboard {found.dashboard}\n"
-        f"  slimvit run {spec} --address {found.address}       run and watch\n"
-        f"  slimvit submit {spec}       send and return\n"
-        f"  slimvit cluster down {spec}       end it\n"
+        f"  slimvit run {spec}           run and watch\n"
+        f"  slimvit submit {spec}        send and return\n"
+        f"  slimvit cluster down {spec}  end it\n"
         f"Who opens the dashboard is asked for the token: `ray get-auth-token` prints it. Logs: {found.folder}"
     )
 

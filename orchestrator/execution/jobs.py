@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import shlex
 import sys
@@ -78,6 +79,8 @@ def submit(spec: Path, assignments: Sequence[str], address: str) -> str:
         with tempfile.TemporaryDirectory(prefix="slimvit-") as scratch:
             folder = bundle(Path(scratch) / "code")
             (folder / SPEC).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+            logging.getLogger("ray").setLevel(logging.WARNING)  # each package that it sends is told otherwise
 
             def send() -> str:
                 return client.submit_job(
