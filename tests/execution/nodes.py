@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,6 +85,14 @@ def nodes(*cpus: int, apart: bool = False) -> Iterator[Nodes]:
         process.wait(60)
 
 
+def _take_note_of_deaths(raylets: list[subprocess.Popen[bytes]]) -> None:
+    """A machine that is gone takes its processes along; here, workers end once their raylet is dead and reaped."""
+    while True:
+        for raylet in list(raylets):
+            raylet.poll()
+        time.sleep(0.5)
+
+
 def main() -> None:
     from cluster.token import show_token
 
@@ -105,6 +115,8 @@ def main() -> None:
     if network is not None:
         head["node_ip_address"] = network.head
     cluster = Cluster(initialize_head=True, head_node_args=head)
+    raylets: list[subprocess.Popen[bytes]] = []
+    threading.Thread(target=_take_note_of_deaths, args=(raylets,), daemon=True).start()
     try:
         for line in sys.stdin:
             common = {"num_cpus": int(line.split()[1]), "temp_dir": folder}
@@ -113,8 +125,8 @@ def main() -> None:
             else:
                 with network.another() as (wire, address):
                     node = cluster.add_node(**common, node_ip_address=address)
-            raylet = node.all_processes["raylet"][0].process.pid
-            said = {"address": cluster.address, "node": node.node_id, "pid": raylet, "wire": wire}
+            raylets.append(node.all_processes["raylet"][0].process)
+            said = {"address": cluster.address, "node": node.node_id, "pid": raylets[-1].pid, "wire": wire}
             print(json.dumps(said), flush=True)
     finally:
         cluster.shutdown()
