@@ -100,6 +100,8 @@ class Leases:
                     return _holder(entry)
                 # A name that nobody holds may just have been finished. Asked before writing, to leave no record.
                 if self._finished(name):
+                    if entry is not None:  # of one who let it go, or died, before what he began was there
+                        self._register.remove(name)
                     return self._done(name)
                 if self._write(name, entry):
                     if self._finished(name):  # between asking and writing

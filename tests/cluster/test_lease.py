@@ -102,6 +102,19 @@ def wait_for(known: Leases, name: str, kind: str) -> None:
         time.sleep(0.02)
 
 
+def test_of_what_is_finished_no_lease_is_left(store: ArtifactStore) -> None:
+    """A worker whose node was given up may finish after its lease was let go."""
+    finished: set[str] = set()
+    one = leases(store, finished)
+    assert one.take(NAME) == "taken"
+    one.give_back(NAME, finished=False)
+    assert store.register().names() == [NAME]
+    finished.add(NAME)
+    assert one.take(NAME) == "finished"
+    assert store.register().names() == []
+    one.close()
+
+
 def test_one_holder_at_a_time(store: ArtifactStore) -> None:
     one, two = leases(store, ttl_s=30.0), leases(store, ttl_s=30.0)
     assert one.take(NAME) == one.take(NAME) == "taken"
