@@ -199,9 +199,9 @@ def _full_disk(scene: Scene) -> str:
         while True:
             file.write(b"\0" * (1 << 16))
     for_long = scene.chance.random() < 0.3
-    scene.pause(600, 600) if for_long else scene.pause(1, 10)
+    scene.pause(60, 120) if for_long else scene.pause(1, 10)
     ballast.unlink()
-    return f"no room on the store's disk {'until the run ended' if for_long else 'for a while'}"
+    return f"no room on the store's disk for {'minutes' if for_long else 'seconds'}"
 
 
 def _damage(how: Literal["truncated", "bit flipped"]) -> Strike:
