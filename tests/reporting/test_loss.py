@@ -77,7 +77,7 @@ def recorded(lab: Any, server: MlflowServer, stage: TrainStage) -> bool:
     return f"stage:{stage.digest}" in found and curve(lab, server, stage) == expected(lab, stage)
 
 
-def test_down_at_the_start_and_then_up(small: Any, server: MlflowServer) -> None:
+def test_down_at_the_start_and_then_up(small: Any, server: MlflowServer, capfd: pytest.CaptureFixture[str]) -> None:
     warnings: list[str] = []
     live = tracker(small, server.uri, warn=warnings.append)
     teacher = next(small.plan.walk())
@@ -96,6 +96,7 @@ def test_down_at_the_start_and_then_up(small: Any, server: MlflowServer) -> None
     check_complete(small, server.database)
     assert live.journal.files() == [], "what is recorded is kept no longer"
     assert len(warnings) == 1
+    assert capfd.readouterr() == ("", ""), "nobody else speaks"
 
 
 def test_down_in_the_middle(small: Any, server: MlflowServer) -> None:
