@@ -57,7 +57,14 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=1, help="so many injections may share an experiment")
     parser.add_argument("--known", type=Path, help="file that keeps the undisturbed run for the next campaign")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="only injections of these kinds")
+    parser.add_argument(
+        "--sum-up", type=Path, nargs="+", help="run nothing; folders of campaigns that were interrupted"
+    )
     arguments = parser.parse_args()
+    if arguments.sum_up:
+        ended = [Outcome.read(file) for folder in arguments.sum_up for file in sorted(folder.glob("e*/outcome.json"))]
+        print(json.dumps(summary(ended[0].injections[0].seed, ended, {}), indent=1))
+        return
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     numbers = arguments.only or range(arguments.first, arguments.first + arguments.injections)
     drawn = [Injection.draw(seed, number, KINDS) for number in numbers]

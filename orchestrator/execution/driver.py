@@ -340,7 +340,10 @@ class _Run:
         if time.monotonic() - self._looked_at < _LOOK_S:
             return
         self._looked_at = time.monotonic()
+        before = self._lanes.there
         beside = self._lanes.look(state)
+        if self._lanes.there != before:  # what did not start on the nodes that were there may on these
+            self._barren = 0
         ray.get(self._queue.see.remote(beside, nodes.draining()))
         if (found := self._lanes.to_grow(state, beside)) is not None:
             ray.get(self._queue.move.remote(*found))

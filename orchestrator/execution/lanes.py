@@ -43,6 +43,8 @@ class Lanes:
         """Lane → its number of workers."""
         self._ended: SimpleQueue[tuple[int, Exception | None]] = SimpleQueue()
         self._num_starts = 0
+        self.there: frozenset[str] = frozenset()
+        """Ids of the nodes that were there when the cluster was last looked at."""
         self._nodes: dict[str, Mapping[str, float]] = {}
         self._leaving: frozenset[str] = frozenset()
         """Nodes that are about to be taken away: no group shall be placed there."""
@@ -56,6 +58,7 @@ class Lanes:
     def look(self, state: QueueState) -> Room:
         """See what nodes there are, and what room they have beside the lanes."""
         self._nodes, self._leaving = nodes.alive(), nodes.draining()
+        self.there = frozenset(self._nodes)
         growth = nodes.growth(self._nodes)
         if growth is None:
             self._nodes["to come"] = {name: amount * _UNKNOWN for name, amount in self._admission.worker.items()}

@@ -72,6 +72,14 @@ class Outcome:
         """For people and programs."""
         return dataclasses.asdict(self) | {"folder": str(self.folder)}
 
+    @classmethod
+    def read(cls, file: Path) -> Outcome:
+        """What `disturbed` left in the experiment's folder."""
+        found = json.loads(file.read_text(encoding="utf-8"))
+        found["injections"] = [Injection(**each) for each in found["injections"]]
+        found["lost"] = [Lost(**each) for each in found["lost"]]
+        return cls(**found | {"folder": Path(found["folder"])})
+
 
 def undisturbed(folder: Path, servers: Servers) -> Undisturbed:
     """Run the experiment once and let it alone.
