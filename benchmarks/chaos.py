@@ -17,7 +17,9 @@ from their newest checkpoint; MLflow has every run and every point once; no proc
 
 Prints JSON; a line about each injection goes to the standard error. `work_lost` compares, for each kill and each stage
 that was under way, the seconds from its newest checkpoint to the kill with the longest time between two of its
-checkpoints. Of experiments with violations the folders stay, with everything that the runs wrote.
+checkpoints. It counts experiments with one injection: where one follows another, a stage that still waits to be begun
+again looks from outside like one that is at work. Of experiments with violations the folders stay, with everything that
+the runs wrote.
 
 Runs on Linux. Full disks and cut networks need rights: `unshare --user --map-root-user --mount --net python -m …` has
 them, once `ip link set lo up` was said there. What cannot be made is left out, and named.
@@ -147,7 +149,7 @@ def summary(seed: int, outcomes: list[Outcome], skipped: dict[str, str]) -> dict
             if outcome.violations
         ],
         "tracebacks": {outcome.injections[0].number: outcome.tracebacks for outcome in outcomes if outcome.tracebacks},
-        "work_lost": work_lost([lost for outcome in outcomes for lost in outcome.lost]),
+        "work_lost": work_lost([lost for outcome in outcomes if len(outcome.injections) == 1 for lost in outcome.lost]),
     }
 
 
