@@ -1,6 +1,6 @@
 # make demo   set up, then run the quickstart from spec to comparison
 # make test   set up, then run the tests; a quarter of an hour on two cores
-# make long   the tests that take minutes each: faults, nodes that die, other databases
+# make long   the tests that take minutes each: faults, nodes that die, buckets, other databases
 # make check  format, lint, types, import contracts, all tests
 # make audit  known vulnerabilities in the locked versions; needs the internet
 

@@ -112,6 +112,7 @@ def refused(folder: Path, address: str, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.parametrize(("token", "says"), [("wrong" * 12, "does not accept this user's token"), ("", "holds none")])
 def test_a_token_that_is_wrong_or_missing(token: str, says: str, address: str, tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "HOME": str(tmp_path)}
@@ -125,6 +126,7 @@ def test_a_token_that_is_wrong_or_missing(token: str, says: str, address: str, t
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("versions", "says"),
     [

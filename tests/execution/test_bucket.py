@@ -45,6 +45,7 @@ def images(folder: Path) -> list[Path]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_images_stages_and_comparison_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (CREDENTIALS | {FOLDER_VARIABLE: str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)

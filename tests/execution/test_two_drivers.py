@@ -45,6 +45,7 @@ def test_on_a_disk(cluster: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_in_a_bucket(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (CREDENTIALS | {FOLDER_VARIABLE: str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)

@@ -184,6 +184,7 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_whole_experiment_leaks_none(short_folder: Path) -> None:
     """The real commands with secrets in the environment, and a strategy that puts them into its error."""
