@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from specs.load import SpecDocument
+from orchestrator.spec_commands import load_spec
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Start, end and look at the spec's cluster.")
 
@@ -33,7 +32,7 @@ def up(spec: Spec, assignments: Assignments, yes: Yes = False, dry_run: DryRun =
     """Start the cluster that the spec describes, after checking everything that could be wrong."""
     from orchestrator import clusters
 
-    document = _load(spec, assignments)
+    document = load_spec(spec, assignments)
     typer.echo(clusters.up(document, confirm=lambda text: _confirm(text, yes), dry_run=dry_run, out=out))
 
 
@@ -42,7 +41,7 @@ def down(spec: Spec, assignments: Assignments, yes: Yes = False) -> None:
     """End it, and nothing else. The artefact store stays."""
     from orchestrator import clusters
 
-    typer.echo(clusters.down(_load(spec, assignments), confirm=lambda text: _confirm(text, yes)))
+    typer.echo(clusters.down(load_spec(spec, assignments), confirm=lambda text: _confirm(text, yes)))
 
 
 @app.command()
@@ -50,16 +49,9 @@ def status(spec: Spec, assignments: Assignments) -> None:
     """Show its nodes, what they have, its dashboard and its jobs."""
     from orchestrator import clusters
 
-    typer.echo(clusters.status(_load(spec, assignments)))
+    typer.echo(clusters.status(load_spec(spec, assignments)))
 
 
 def _confirm(text: str, yes: bool) -> bool:
     typer.echo(text)
     return yes or typer.confirm("Go on?", default=False)
-
-
-def _load(spec: Path, assignments: list[str]) -> SpecDocument:
-    from specs.load import load
-    from strategies import registry
-
-    return load(spec, assignments, resolver=registry.resolver)
