@@ -16,7 +16,7 @@ same number of bytes; a ratio is the reference's time over the store's, above 1 
 what digests, marker and cache cost beside the transfer, not how fast S3 is. boto3 moves the same bytes with the same
 part size and concurrency. Nothing is flushed on either side.
 
-    python benchmarks/store.py --mib 512 --s3-mib 128 --samples 9
+    python -m benchmarks.store --mib 512 --s3-mib 256 --samples 9
 """
 
 from __future__ import annotations

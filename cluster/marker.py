@@ -18,7 +18,7 @@ _READ_BYTES = 1 << 18
 _THREADS = 4
 """Parts are hashed side by side; hashlib lets other threads run meanwhile."""
 Contents = dict[str, dict[str, Any]]
-"""Relative path → `sha256` (see `Digest`) and `size` of the file."""
+"""Relative path → `sha256` (see `_text`) and `size` of the file."""
 
 
 @dataclass(frozen=True)
@@ -64,45 +64,9 @@ def files_below(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-class Digest:
-    """What identifies a file's content, from its bytes in order.
-
-    Of a file of one part its SHA-256; of a longer one the SHA-256 over those of its parts, and `-` and their number:
-    such parts can be hashed side by side.
-
-    Args:
-        whole: the SHA-256 of the file as one, whatever its length, as markers of format 1 have it.
-    """
-
-    def __init__(self, *, whole: bool = False) -> None:
-        self._whole, self._part, self.size = whole, hashlib.sha256(), 0
-        self._parts: list[bytes] = []
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Append."""
-        rest = memoryview(data)
-        while len(rest):
-            at = self.size % PART_BYTES
-            if at == 0 and self.size and not self._whole:
-                self._parts.append(self._part.digest())
-                self._part = hashlib.sha256()
-            taken = rest if self._whole else rest[: PART_BYTES - at]
-            self._part.update(taken)
-            self.size += len(taken)
-            rest = rest[len(taken) :]
-
-    def text(self) -> str:
-        """Of everything so far."""
-        return _text([*self._parts, self._part.digest()])
-
-
 def _text(parts: list[bytes]) -> str:
+    """Of a file of one part its SHA-256; of a longer one the SHA-256 over those of its parts, `-` and their number."""
     return parts[0].hex() if len(parts) == 1 else f"{hashlib.sha256(b''.join(parts)).hexdigest()}-{len(parts)}"
-
-
-def is_whole(text: str) -> bool:
-    """Whether it is the SHA-256 of a file as one."""
-    return "-" not in text
 
 
 def contents_of(folder: Path, files: Iterable[str] | None = None) -> Contents:
@@ -159,7 +123,8 @@ def difference(path: str, expected: dict[str, Any]) -> str | None:
     try:
         size = os.stat(path).st_size
         if size == expected["size"]:
-            size, digest = (size, _whole_file(path)) if is_whole(expected["sha256"]) else size_and_sha256(path)
+            in_parts = "-" in expected["sha256"]  # markers of format 1 have the SHA-256 of a file as one
+            size, digest = size_and_sha256(path) if in_parts else (size, _whole_file(path))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return "is missing"
     if size != expected["size"]:
