@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,6 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from specs.model import ModelSpec
 
-ALONE = ("measurement",)
-"""Folders of tests that read clocks and memory."""
-
 CIFAR10_VARIABLE = "SLIMVIT_TEST_CIFAR10"
 TRAIN_PER_CLASS, VAL_PER_CLASS = 40, 20
 
@@ -25,7 +23,7 @@ TRAIN_PER_CLASS, VAL_PER_CLASS = 40, 20
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs the machine to itself."""
     for item in items:
-        if item.path.parent.name in ALONE or item.get_closest_marker("long"):
+        if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.alone)
 
 
@@ -42,6 +40,7 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.fail(f"{reason}, and SLIMVIT_REQUIRE_DATA is set")
         pytest.skip(reason)
     root = tmp_path_factory.mktemp("cifar10")
+    taken: Counter[Path] = Counter()
     with tarfile.open(archive) as tar:
         for member in tar:
             parts = Path(member.name).parts[-3:]
@@ -49,10 +48,11 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 continue
             split, wanted = ("train", TRAIN_PER_CLASS) if parts[0] == "train" else ("val", VAL_PER_CLASS)
             folder = root / split / parts[1]
-            folder.mkdir(parents=True, exist_ok=True)
-            source = tar.extractfile(member)
-            if source is not None and len(list(folder.iterdir())) < wanted:
+            source = tar.extractfile(member) if taken[folder] < wanted else None
+            if source is not None:
+                folder.mkdir(parents=True, exist_ok=True)
                 (folder / parts[2]).write_bytes(source.read())
+                taken[folder] += 1
     return root
 
 

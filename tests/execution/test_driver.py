@@ -105,6 +105,7 @@ def test_two_lanes(cluster: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_group_of_two_workers(cluster: dict[str, str], tmp_path: Path) -> None:
     broken, fine = "steps=1 fail=RuntimeError fail_rank=1", "steps=3"
     run = Run(tmp_path, plan(train(broken, epochs=5), train(fine), measure(fine)), cluster["address"], workers=2)
@@ -158,6 +159,7 @@ def test_ctrl_c_saves_and_another_run_goes_on(cluster: dict[str, str], tmp_path:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_hang_in_native_code_ends_at_the_deadline(cluster: dict[str, str], tmp_path: Path) -> None:
     stuck, fine = "steps=9 hang=2", "steps=3"
     run = Run(

@@ -21,7 +21,7 @@ tracking: {uri: "sqlite:///record.db"}
 
 
 @pytest.mark.ray
-@pytest.mark.alone  # Ray takes jobs at one port of the machine
+@pytest.mark.long  # and alone: Ray takes jobs at one port of the machine
 def test_submit_follow_stop(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dashboard = cluster["dashboard"]
     monkeypatch.chdir(tmp_path)

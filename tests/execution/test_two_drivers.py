@@ -17,6 +17,8 @@ from specs.address import Address
 from tests.cluster.s3_process import CREDENTIALS, s3_server
 from tests.execution.plans import digest
 
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = [f"steps={steps}" for steps in (21, 22, 23, 24)]
 
@@ -39,13 +41,10 @@ def two_runs(location: str, address: str) -> None:
     assert store.inventory().leftovers == (), "nor anything else"
 
 
-@pytest.mark.ray
 def test_on_a_disk(cluster: dict[str, str], tmp_path: Path) -> None:
     two_runs(str(tmp_path / "store"), cluster["address"])
 
 
-@pytest.mark.ray
-@pytest.mark.long
 def test_in_a_bucket(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (CREDENTIALS | {FOLDER_VARIABLE: str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)

@@ -15,6 +15,8 @@ from orchestrator.measurement.nvml import NvmlUnavailable
 from specs.metrics import MetricRow
 from specs.model import ModelSpec
 
+pytestmark = pytest.mark.alone
+
 IDLE_WATTS = 70.0
 MODEL = ModelSpec(
     model="vit_tiny_patch16_224", args={"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}

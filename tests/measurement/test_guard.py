@@ -24,6 +24,8 @@ from orchestrator.measurement.watch import (
     watch_of,
 )
 
+pytestmark = pytest.mark.alone
+
 LIMITS = Limits(max_drift=5.0, max_foreign=10.0)
 
 

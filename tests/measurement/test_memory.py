@@ -22,7 +22,10 @@ def can_read() -> bool:
     return sys.platform.startswith("linux")
 
 
-pytestmark = pytest.mark.skipif(not can_read(), reason="this platform does not tell the peak of a process")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not can_read(), reason="this platform does not tell the peak of a process"),
+]
 
 
 def job(model: ModelSpec, batch_size: int, **rest: object) -> InferenceJob:

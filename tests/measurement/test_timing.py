@@ -14,6 +14,8 @@ from torch import Tensor
 from orchestrator.measurement import timing
 from orchestrator.measurement.samples import MAX_SAMPLES, summary, thinned
 
+pytestmark = pytest.mark.alone
+
 
 class Recorder:
     """A network that notes who was asked about which images, and works a little."""

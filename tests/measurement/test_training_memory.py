@@ -20,6 +20,8 @@ from specs.model import ModelSpec
 from specs.training import AugmentationSpec, OptimizerSpec, TrainingSpec
 from strategies.compose import build_model
 
+pytestmark = pytest.mark.alone
+
 MODEL = ModelSpec(
     model="vit_tiny_patch16_224",
     args={

@@ -236,6 +236,7 @@ def test_two_processes_and_one_record(small: Any, server: MlflowServer) -> None:
     check_complete(small, server.database)
 
 
+@pytest.mark.long
 def test_three_processes_in_a_fresh_database(tmp_path: Path) -> None:
     script = """
         import sys

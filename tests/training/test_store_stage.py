@@ -252,6 +252,7 @@ def in_processes(stage, store, tmp_path, kill_at=0, world_size=1):
 
 
 @pytest.mark.chaos
+@pytest.mark.long
 def test_killed_writers_lose_only_the_shard_under_way(document, do, store, tmp_path):
     plan = make_plan(document({"top_k": 4}, epochs=4))
     stage = the_store(plan)
