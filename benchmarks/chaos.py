@@ -159,23 +159,21 @@ def _replay(seed: int, outcome: Outcome) -> str:
 
 
 def work_lost(all_of_it: list[Lost]) -> dict[str, Any]:
-    """Seconds of training that kills cost, beside the time between two checkpoints."""
-    if not all_of_it:
-        return {"stages_hit": 0}
-    seconds = [lost.seconds for lost in all_of_it]
-    intervals = [lost.interval_s for lost in all_of_it if lost.interval_s is not None]
-    return {
-        "stages_hit": len(all_of_it),
+    """Seconds of training that kills cost, beside the time between two checkpoints. Measurements have none."""
+    train = [(lost, lost.interval_s) for lost in all_of_it if lost.interval_s is not None]
+    found: dict[str, Any] = {"stages_hit": len(train), "measurements_begun_anew": len(all_of_it) - len(train)}
+    if not train:
+        return found
+    seconds, intervals = [lost.seconds for lost, _ in train], [interval for _, interval in train]
+    return found | {
         "checkpoint_every_steps": CHECKPOINT_EVERY,
         "seconds": {"median": round(statistics.median(seconds), 2), "most": round(max(seconds), 2)},
         "longest_interval_seconds": {
-            "median": round(statistics.median(intervals), 2) if intervals else None,
-            "most": round(max(intervals), 2) if intervals else None,
+            "median": round(statistics.median(intervals), 2),
+            "most": round(max(intervals), 2),
         },
-        "more_than_the_interval": sum(
-            lost.interval_s is not None and lost.seconds > lost.interval_s for lost in all_of_it
-        ),
-        "went_on_before_the_newest_checkpoint": sum(lost.resumed_step < lost.saved_step for lost in all_of_it),
+        "more_than_the_interval": sum(lost.seconds > interval for lost, interval in train),
+        "went_on_before_the_newest_checkpoint": sum(lost.resumed_step < lost.saved_step for lost, _ in train),
     }
 
 

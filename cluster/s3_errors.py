@@ -24,6 +24,7 @@ from cluster.aws_codes import (
 )
 from cluster.storage import StoreUnavailable
 from specs.address import Address
+from specs.words import counted
 
 _CREDENTIALS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN with temporary ones), or AWS_PROFILE, or "
@@ -133,7 +134,7 @@ def _answer(error: ClientError, where: Address) -> str:
     if str(status).startswith("5") or code in ("SlowDown", "Throttling", "RequestTimeout"):
         tries = 1 + int(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0))
         return (
-            f"{_endpoint(where)} failed {tries} time{'s' if tries > 1 else ''} in a row ({code}: {said}). Running the "
+            f"{_endpoint(where)} failed {counted(tries, 'time')} in a row ({code}: {said}). Running the "
             "same command again goes on from what is committed"
         )
     return f"{code}: {said} (in {action})"

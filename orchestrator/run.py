@@ -37,6 +37,7 @@ from orchestrator.reporting.table import WIDE
 from orchestrator.storage import commit_texts, open_store
 from specs.experiment import Experiment
 from specs.load import load
+from specs.words import counted
 from strategies import registry
 
 if TYPE_CHECKING:
@@ -234,8 +235,8 @@ def _show_plan(plan: Plan, experiment: Experiment, console: Console) -> None:
         console.print(as_text(plan, experiment), markup=False, soft_wrap=True)
     else:
         console.print(
-            f"{len(plan.combinations)} combinations, {len(plan.stages)} stages instead of {plan.stages_alone()}; "
-            "`slimvit plan` shows them"
+            f"{counted(len(plan.combinations), 'combination')}, {counted(len(plan.stages), 'stage')} instead of "
+            f"{plan.stages_alone()}; `slimvit plan` shows them"
         )
 
 

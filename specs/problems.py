@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from specs.secrets import redact
+from specs.words import counted
 
 SpecPath = tuple[str | int, ...]
 """Keys and list indices from the top of a spec to one of its values."""
@@ -56,10 +57,9 @@ class SpecProblems(ValueError):
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        count = len(self.problems)
         where = "" if all(problem.file.startswith("--") for problem in self.problems) else " in the spec"
-        head = f"{count} problem{'s' if count > 1 else ''}{where}"
-        return "\n".join([f"{head}:", *(str(problem) for problem in self.problems)])
+        head = f"{counted(len(self.problems), 'problem')}{where}:"
+        return "\n".join([head, *(str(problem) for problem in self.problems)])
 
 
 def problem_at(

@@ -11,6 +11,7 @@ from orchestrator.errors import ResourceError
 from orchestrator.planning.feasible import not_shared, worker_counts
 from orchestrator.planning.plan import MeasureStage, Stage
 from specs.resources import ResourcesSpec
+from specs.words import counted
 
 Resources = Mapping[str, float]
 """Ray's resource names (`CPU`, `GPU`) → amount."""
@@ -127,7 +128,7 @@ def never_runs(stage: Stage, spec: ResourcesSpec, nodes: Sequence[Resources] | N
     if fewest <= held:
         return None
     return (
-        f"`{stage.label}` needs {_plural(fewest, 'worker')}, because no smaller number within `resources.workers` "
+        f"`{stage.label}` needs {counted(fewest, 'worker')}, because no smaller number within `resources.workers` "
         f"shares its batch, but the cluster has {_cluster(nodes)}, which holds {held}. Change its "
         "`training.batch_size` or `training.micro_batch`, lower `resources.workers`, or give `--address` of a larger "
         "cluster"
@@ -163,24 +164,20 @@ def _has_gpu(nodes: Sequence[Resources]) -> bool:
 
 
 def _workers(spec: ResourcesSpec) -> str:
-    gpus = f" and {_plural(spec.gpus_per_worker, 'GPU')}" if spec.gpus_per_worker else ""
+    gpus = f" and {counted(spec.gpus_per_worker, 'GPU')}" if spec.gpus_per_worker else ""
     at_least = "" if isinstance(spec.workers, int) else "at least "
-    return f"{at_least}{_plural(spec.fewest_workers, 'worker')} of {_plural(spec.cpus_per_worker, 'CPU')}{gpus}"
+    return f"{at_least}{counted(spec.fewest_workers, 'worker')} of {counted(spec.cpus_per_worker, 'CPU')}{gpus}"
 
 
 def _cluster(nodes: Sequence[Resources], growth: Sequence[NodeGroup] = ()) -> str:
     more = [f"{group.most} of {_amounts([group.resources])} (`{group.name}`)" for group in growth if group.most]
     added = f" and can add at most {', '.join(more)}" if more else ""
-    return f"{_amounts(nodes)} on {_plural(len(nodes), 'node')}{added}"
+    return f"{_amounts(nodes)} on {counted(len(nodes), 'node')}{added}"
 
 
 def _amounts(nodes: Sequence[Resources]) -> str:
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
-    return f"{_plural(cpus, 'CPU')} and {_plural(gpus, 'GPU')}"
-
-
-def _plural(number: float, what: str) -> str:
-    return f"{number:g} {what}{'' if number == 1 else 's'}"
+    return f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
 
 
 def _way_out(spec: ResourcesSpec, nodes: Sequence[Resources], growth: Sequence[NodeGroup] = ()) -> str:

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
+from specs.words import counted
+
 Kind = Literal["preempted", "node lost", "crash", "store", "out of memory", "user error", "deadline", "moved"]
 DEATHS: Set[Kind] = frozenset({"node lost", "crash"})
 RETRIED: Set[Kind] = DEATHS | {"store"}
@@ -112,7 +114,7 @@ def decide(stage: str, failure: Failure, history: Sequence[Incident], budgets: B
         times = sum(i.stage == stage and i.what == "preempted" for i in known)
         if budgets.max_preemptions is not None and times > budgets.max_preemptions:
             limit = f"`resources.max_preemptions: {budgets.max_preemptions}`"
-            reason = f"its nodes were taken away {_times(times)} ({limit}); the last time: {failure.reason}"
+            reason = f"its nodes were taken away {counted(times, 'time')} ({limit}); the last time: {failure.reason}"
             return Decision("fail", reason, exclude=exclude)
     elif failure.kind in RETRIED:
         times = sum(i.what in RETRIED for i in _since_progress(stage, known))
@@ -177,10 +179,6 @@ def _died_on(stage: str, history: Sequence[Incident]) -> frozenset[str]:
 def _given_up(failure: Failure, times: int, budgets: Budgets) -> str:
     what = "the store failed it" if failure.kind == "store" else "its workers died"
     return (
-        f"{what} {_times(times)} without progress in between (`resources.max_retries: {budgets.max_retries}`); "
-        f"the last time: {failure.reason}"
+        f"{what} {counted(times, 'time')} without progress in between "
+        f"(`resources.max_retries: {budgets.max_retries}`); the last time: {failure.reason}"
     )
-
-
-def _times(number: int) -> str:
-    return f"{number} time{'' if number == 1 else 's'}"

@@ -34,6 +34,7 @@ from orchestrator.execution.events import (
 )
 from orchestrator.planning.plan import Plan
 from orchestrator.training.interface import Progress
+from specs.words import counted
 
 _BAR_WIDTH = 24
 _QUIET_S = 30.0
@@ -195,8 +196,8 @@ class PlainView:
     def _text(self, event: Event) -> str | None:
         state = self._state
         if isinstance(event, RunStarted) and event.to_run:
-            lanes = f"{event.lanes} lane{'s' if event.lanes > 1 else ''}"
-            return f"{len(event.to_run)} stages to run, {len(event.done)} done before; {lanes}" + (
+            stages, lanes = counted(len(event.to_run), "stage"), counted(event.lanes, "lane")
+            return f"{stages} to run, {len(event.done)} done before; {lanes}" + (
                 f"; Ray dashboard {event.dashboard_url}" if event.dashboard_url else ""
             )
         if isinstance(event, LaneUp):

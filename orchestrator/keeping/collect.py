@@ -13,6 +13,7 @@ from orchestrator.keeping.roots import EMPTY, roots_of, store_of
 from orchestrator.planning.stored import shown_bytes
 from orchestrator.reporting.find import experiments
 from specs.problems import nearest
+from specs.words import counted
 
 _DAYS = re.compile(r"(\d+(?:\.\d+)?)d")
 SHOWN = 40
@@ -46,7 +47,7 @@ def collect(
     inventory = store.inventory()
     found = doomed(inventory.artefacts, inventory.leftovers, roots, leased(store), policy)
     total = sum(kept.size for kept in (*inventory.artefacts, *inventory.leftovers))
-    say(f"Store {store.location}: {shown_bytes(total)} in {len(inventory.artefacts)} artefacts")
+    say(f"Store {store.location}: {shown_bytes(total)} in {counted(len(inventory.artefacts), 'artefact')}")
     if not inventory.artefacts and not inventory.leftovers:
         say(EMPTY)
         return

@@ -10,6 +10,7 @@ from orchestrator.errors import StoreError, UsageError
 from orchestrator.keeping.collect import leased
 from orchestrator.keeping.roots import EMPTY, roots_of
 from orchestrator.planning.stored import shown_bytes
+from specs.words import counted
 
 SHOWN = 20
 Say = Callable[[str], None]
@@ -68,7 +69,8 @@ def verify(store: ArtifactStore, *, say: Say) -> None:
             f"{len(damaged)} of {len(names)} artefacts are damaged. Way out: `slimvit store delete {' '.join(damaged)} "
             f"--store '{store.location}'`, then `slimvit run` computes anew what is needed"
         )
-    say(f"{len(names)} artefacts are sound." if names else f"Store {store.location}: {EMPTY}")
+    sound = f"{counted(len(names), 'artefact')} {'is' if len(names) == 1 else 'are'} sound."
+    say(sound if names else f"Store {store.location}: {EMPTY}")
 
 
 def remove(store: ArtifactStore, names: Sequence[str], *, say: Say) -> None:

@@ -18,6 +18,7 @@ from orchestrator.planning.status import Status, statuses
 from orchestrator.planning.stored import bytes_to_write, no_room, shown_bytes, stores
 from orchestrator.storage import open_store
 from specs.experiment import Experiment
+from specs.words import counted
 
 __all__ = ["as_json", "as_text", "explain"]
 
@@ -135,12 +136,13 @@ def _search(plan: Plan, search: SearchPlan, experiment: Experiment) -> str:
 
 
 def _summary(counts: Mapping[str, int]) -> str:
-    sharing = f"{counts['stages']} stages instead of {counts['stages_alone']}: sharing saves {counts['saved']}."
+    sharing = (
+        f"{counted(counts['stages'], 'stage')} instead of {counts['stages_alone']}: sharing saves {counts['saved']}."
+    )
     work = f"{counts['done']} done, {counts['to_run']} to run"
     if counts["not_needed"]:
         work += f", {counts['not_needed']} missing but not needed any more"
-    combinations = f"{counts['combinations']} combination{'s' if counts['combinations'] != 1 else ''}"
-    return f"\n{combinations}; {sharing}\n{work}."
+    return f"\n{counted(counts['combinations'], 'combination')}; {sharing}\n{work}."
 
 
 def _tree(plan: Plan, found: Mapping[str, Status]) -> Tree:
@@ -169,7 +171,7 @@ def _line(plan: Plan, digest: str, status: Status) -> Text:
     line.append(f"  {digest[:SHORT]}  {status}", style=style)
     if isinstance(stage, MeasureStage):
         return line
-    line.append(f"  {stage.epochs} epoch{'s' if stage.epochs != 1 else ''}")
+    line.append(f"  {counted(stage.epochs, 'epoch')}")
     if isinstance(stage, StoreStage):
         line.append(f"  the {stage.top_k} likeliest of {stage.num_classes} classes for {stage.num_answers:,} images")
         line.append(f"  {shown_bytes(stage.num_bytes)}", style="bold")

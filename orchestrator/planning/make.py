@@ -22,6 +22,7 @@ from specs.labels import labels
 from specs.load import SpecDocument
 from specs.measurement import MeasurementSpec
 from specs.model import ModelSpec
+from specs.words import counted
 from strategies.catalog import UnknownModelError, facts_of
 from strategies.facts import ModelFacts
 
@@ -261,5 +262,4 @@ def _summary(refused: dict[str, tuple[str, ...]]) -> str:
         lines.append(f"  - {reason}\n      in {', '.join(f'`{n}`' for n in names[:2])}{more}")
     if len(by_reason) > SHOWN_CONFLICTS:
         lines.append(f"  - … and {len(by_reason) - SHOWN_CONFLICTS} more reasons")
-    count = f"{len(refused)} combination{'s' if len(refused) != 1 else ''}"
-    return f"{count} cannot be planned:\n" + "\n".join(lines)
+    return f"{counted(len(refused), 'combination')} cannot be planned:\n" + "\n".join(lines)

@@ -11,6 +11,7 @@ from rich.table import Table
 from orchestrator.reporting.comparison import ClaimResult, Comparison, Effect
 from orchestrator.reporting.query import Answer, Ranking
 from orchestrator.reporting.table import WIDE, number, spread, title
+from specs.words import counted
 
 _VERDICTS = {True: "holds", False: "does not hold", None: "cannot be told"}
 
@@ -29,7 +30,7 @@ def answer_text(answer: Answer, comparison: Comparison) -> str:
         )
     for ranking in answer.rankings:
         letters = ", ".join(f"{key} [{letter}]" for key, letter in ranking.conditions.items())
-        count = f"{len(ranking.hits)} combination{'s' if len(ranking.hits) != 1 else ''}"
+        count = counted(len(ranking.hits), "combination")
         lines.append(f"{count}{asked}, by {answer.best}{f', conditions {letters}' if letters else ''}:")
         lines += ["", _hits(ranking, answer, comparison).rstrip("\n"), ""]
         lines += [ranking.lead] if ranking.lead else []

@@ -23,6 +23,7 @@ from orchestrator.reporting.timm_results import Line, Table, read_table
 from orchestrator.storage import commit_texts
 from specs.metrics import METRICS
 from specs.problems import nearest
+from specs.words import counted
 
 _FILE = "table.json"
 _IMAGENET_CLASSES = 1000
@@ -193,13 +194,13 @@ def _summary(made: Published, tables: list[Table]) -> str:
     lines = []
     for table in tables:
         told = ", ".join(f"{key} {value}" for key, value in table.file.conditions.items())
-        lines.append(f"{table.file.file}: {len(table.lines)} networks ({table.kind}; {told})")
+        lines.append(f"{table.file.file}: {counted(len(table.lines), 'network')} ({table.kind}; {told})")
         if table.repeated:
             rows = ", ".join(map(str, table.repeated))
             lines.append(f"  left out, because an earlier row has the same network and size: row {rows}")
     timed = {(p.name, str(p.conditions["image_size"])) for p in made.points if "throughput" in p.values}
     every = {(p.name, str(p.conditions["image_size"])) for p in made.points}
-    lines.append(f"published/{made.name}: {len(every)} networks, {len(timed)} of them with a speed.")
+    lines.append(f"published/{made.name}: {counted(len(every), 'network')}, {len(timed)} of them with a speed.")
     lines.append(f"Show them with `slimvit compare EXPERIMENT --published {made.name}`.")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from specs.metrics import METRICS
 from specs.search import Objective
+from specs.words import counted
 
 SPREADS = 2.0
 """Sample standard deviations over seeds that a difference must exceed."""
@@ -53,7 +54,7 @@ def domination(standing: Standing, others: Sequence[Standing], objectives: Seque
             clear = [gain > SPREADS * spread if spread else gain >= 0 for gain, spread in gains]
             if all(clear) and any(gain > 0 for gain, _ in gains):
                 words = [_words(o, gain, spread) for o, (gain, spread) in zip(objectives, gains, strict=True)]
-                seeds = f"{standing.num_seeds} seed{'s' if standing.num_seeds > 1 else ''}"
+                seeds = counted(standing.num_seeds, "seed")
                 return Domination(
                     other.name,
                     f"dominated after {seeds}: `{other.name}` ({other.num_seeds} seeds) is {', and '.join(words)}",

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.search.ledger import Rung
 from specs.search import AshaSpec
+from specs.words import counted
 
 _SHARES = {2.0: "half", 3.0: "third", 4.0: "quarter", 5.0: "fifth"}
 
@@ -73,8 +74,7 @@ def evidence(rung: Rung, spec: AshaSpec, epochs: int) -> str:
     assert rung.cutoff is not None, "the first trial at an epoch goes on"
     share = _SHARES.get(spec.reduction_factor, f"{100 / spec.reduction_factor:.0f} %")
     digits = next((n for n in range(1, 6) if f"{rung.top1:.{n}f}" != f"{rung.cutoff:.{n}f}"), 6)
-    others = f"{rung.others} trial{'s' if rung.others > 1 else ''}"
     return (
         f"stopped after epoch {rung.epoch} of {epochs}: top-1 {rung.top1:.{digits}f} % < {rung.cutoff:.{digits}f} %, "
-        f"which the best {share} of {others} had reached there"
+        f"which the best {share} of {counted(rung.others, 'trial')} had reached there"
     )

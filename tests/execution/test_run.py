@@ -89,7 +89,7 @@ def test_measured_again_under_other_conditions(finished: tuple[Path, subprocess.
     command = ("measure", "tiny", "--conditions", "precision=bf16,repeat=1", "--combination", "distill=soft", "--plain")
     done = slimvit(folder, *command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 stages to run" in done.stdout
+    assert "1 stage to run" in done.stdout
     assert "[A]" in done.stdout
     assert "[B]" in done.stdout
     (added,) = set(store.names("stages")) - before

@@ -166,7 +166,7 @@ def test_verify_and_the_way_out(store: ArtifactStore, tmp_path: Path, said: list
     remove(store, [f"stages/{B}", "stages/nothing"], say=said.append)
     assert said[-1] == "stages/nothing was not there"
     verify(store, say=said.append)
-    assert said[-1] == "1 artefacts are sound."
+    assert said[-1] == "1 artefact is sound."
 
 
 def test_leftovers_of_killed_writers(tmp_path: Path, said: list[str]) -> None:
