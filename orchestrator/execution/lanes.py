@@ -153,6 +153,10 @@ class Lanes:
     def _drive(self, spec: LaneSpec) -> None:
         try:
             drive(spec)
+        except SystemExit as left:  # noqa: F841 - held, see below
+            # The run left the cluster while this group was on its way. Where this thread now drops a reference to one
+            # of Ray's objects before Ray is gone altogether, Ray ends the whole process: so it drops none.
+            threading.Event().wait()
         except Exception as error:
             self._ended.put((spec.lane, error))
         else:
