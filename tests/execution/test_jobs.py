@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster import machine
 from orchestrator.errors import ResourceError, UsageError
 from orchestrator.execution import jobs
+from specs.cluster import LocalCluster
 
 SPEC = """
 name: submitted
@@ -20,10 +23,19 @@ tracking: {uri: "sqlite:///record.db"}
 """
 
 
+@pytest.fixture
+def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of a cluster as `slimvit cluster up` starts it: it takes jobs whatever other clusters are on the machine."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    try:
+        yield machine.start("jobs", LocalCluster(kind="local", cpus=2, gpus=0, dashboard_port=0)).dashboard
+    finally:
+        machine.stop("jobs")
+
+
 @pytest.mark.ray
-@pytest.mark.long  # and alone: Ray takes jobs at one port of the machine
-def test_submit_follow_stop(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dashboard = cluster["dashboard"]
+@pytest.mark.long
+def test_submit_follow_stop(dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("spec.yaml").write_text(SPEC)
     job = jobs.submit(Path("spec.yaml"), [], dashboard)
