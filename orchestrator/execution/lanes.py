@@ -154,8 +154,8 @@ class Lanes:
         try:
             drive(spec)
         except SystemExit as left:  # noqa: F841 - held, see below
-            # The run left the cluster while this group was on its way. Where this thread now drops a reference to one
-            # of Ray's objects before Ray is gone altogether, Ray ends the whole process: so it drops none.
+            # The run left the cluster while this group was on its way, and this thread would end by itself. Where it
+            # frees what it held of Ray while Ray shuts down, Ray may end the whole process: so it frees nothing.
             threading.Event().wait()
         except Exception as error:
             self._ended.put((spec.lane, error))
