@@ -224,8 +224,7 @@ def test_what_the_autoscaler_could_add_is_counted_and_said(cluster: dict[str, st
 @pytest.mark.ray
 @pytest.mark.long
 def test_leaving_while_lanes_are_on_their_way() -> None:
-    """A race within Ray: without what `Lanes` does about it, it was lost in 2 of 5 tries on a busy machine; on a quiet one
-    it never was."""
+    """A race within Ray: without what `Lanes` does about it, 2 of 5 tries failed on a busy machine, else none."""
     for _ in range(3):
         command = [sys.executable, "-m", "tests.execution.left_in_the_middle"]
         left = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
