@@ -9,6 +9,7 @@ the lane out; `lane.seconds_per_stage_with_cluster` has the start and end of an 
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
@@ -127,6 +128,7 @@ def fresh_fits() -> dict[str, Any]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     lane, fresh = in_a_lane(), fresh_fits()
     print(
         json.dumps(

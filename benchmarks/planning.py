@@ -8,6 +8,7 @@ most 1.5 s (whole processes, median of five).
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import statistics
@@ -86,9 +87,11 @@ def command_seconds(*arguments: str) -> float:
 
 
 def main() -> None:
-    num_combinations = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("combinations", type=int, nargs="?", default=10_000)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result: dict[str, object] = dict(plan_grid(num_combinations, Path(folder)))
+        result: dict[str, object] = dict(plan_grid(arguments.combinations, Path(folder)))
     result["help_seconds"] = command_seconds("--help")
     quickstart = ROOT / "specs" / "library" / "quickstart.yaml"
     result["plan_quickstart_seconds"] = command_seconds("plan", str(quickstart))

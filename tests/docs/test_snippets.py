@@ -52,3 +52,14 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_every_decision_has_a_number_of_its_own_and_stands_in_the_list() -> None:
+    folder = ROOT / "docs" / "adr"
+    pages = sorted(page.name for page in folder.glob("[0-9]*.md"))
+    assert [page[:4] for page in pages] == [f"{i:04d}" for i in range(1, len(pages) + 1)]
+    listed = re.findall(r"^\| \[(\d{4})\]\((.*?)\)", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for _, name in listed] == pages
+    for number, name in listed:
+        assert name.startswith(number)
+        assert (folder / name).read_text(encoding="utf-8").startswith(f"# {number} ")
