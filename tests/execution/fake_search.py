@@ -19,7 +19,8 @@ from orchestrator.training.interface import Progress, StageInterrupted, StageIO,
 from specs.metrics import row
 
 RUNNERS = Runners("tests.execution.fake_search:train", "tests.execution.fake_search:measure")
-SECONDS_AN_EPOCH = 0.3
+SECONDS_AN_EPOCH = 1.0
+"""So long that on a busy machine, too, a verdict reaches a stage before it has finished."""
 
 
 def tokens(stage: TrainStage) -> int:

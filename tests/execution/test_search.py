@@ -54,12 +54,27 @@ def searching(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def starts(folder: Path) -> dict[str, list[int]]:
+    """Stage → the epochs from which it was run."""
+    found: dict[str, list[int]] = {}
+    for digest, epoch in re.findall(r"ran (\w+) from (\d+) in \d+", (folder / "ran.txt").read_text()):
+        found.setdefault(digest, []).append(int(epoch))
+    return found
+
+
 def test_a_search_is_killed_and_goes_on(tmp_path: Path) -> None:
     with reaper():
         before = frozenset(strays(tuple))
         first = searching(tmp_path, "--die")
         assert first.wait(timeout=140) == -signal.SIGKILL
         kill(*strays(lambda: before).values())  # workers would live on for some seconds, and might finish
+    store = LocalStore(tmp_path / "artefacts")
+    saved: dict[str, int] = {}
+    for _, digest, epoch in (name.split("/") for name in store.names("progress")):
+        saved[digest] = max(saved.get(digest, 0), int(epoch))
+    assert max(saved.values()) >= 2
+    begun = starts(tmp_path)
+    assert set(map(tuple, begun.values())) == {(0,)}
 
     second = searching(tmp_path)
     out, _ = second.communicate(timeout=280)
@@ -70,15 +85,12 @@ def test_a_search_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert len(ended["trials"]) <= 6
     assert set(ended["evidence"]) <= set(ended["trials"])
     assert all("which the best half of" in text for text in ended["evidence"].values())
-    store = LocalStore(tmp_path / "artefacts")
     committed = [name.rsplit("/", 1)[1] for name in store.names("stages")]
     assert len(committed) == 2 * (len(ended["trials"]) - len(ended["evidence"])), "training and measurement"
     assert len(list(store.names("searches"))) >= 12, "six proposals, six verdicts"
 
-    ran = re.findall(r"ran (\w+) from (\d+) in \d+", (tmp_path / "ran.txt").read_text())
-    starts: dict[str, list[int]] = {}
-    for digest, epoch in ran:
-        starts.setdefault(digest, []).append(int(epoch))
-    assert all(epochs[0] == 0 and len(epochs) <= 2 and 0 not in epochs[1:] for epochs in starts.values())
-    assert any(len(epochs) == 2 for epochs in starts.values()), "what was killed went on from where it was"
-    assert len(starts) == len(ended["trials"])
+    after = starts(tmp_path)
+    assert all(epochs in ([0], [0, saved.get(digest, 0)]) for digest, epochs in after.items() if digest in begun)
+    assert all(epochs == [0] for digest, epochs in after.items() if digest not in begun)
+    assert any(epochs[1:] and epochs[1] > 0 for epochs in after.values()), "what was killed went on from where it was"
+    assert len(after) == len(ended["trials"])
