@@ -11,10 +11,12 @@ import pytest
 
 # Toy networks gain nothing from threads, and lose much where the cores are busy. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Ray reads it once for the whole process, when it is first imported; the clusters of the tests want a token.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+from cluster.token import show_token
 from specs.model import ModelSpec
+
+# Ray reads the mode once for the whole process, when it is first imported; the clusters of the tests want a token.
+show_token(starting=True)
 
 CIFAR10_VARIABLE = "SLIMVIT_TEST_CIFAR10"
 TRAIN_PER_CLASS, VAL_PER_CLASS = 40, 20

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.storage import StoreUnavailable
+from orchestrator.compiler import without_compiler
 from orchestrator.errors import SlimvitError
 from orchestrator.execution.failures import Failure, Kind
 
@@ -71,6 +72,8 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, StoreUnavailable):
         return str(error)
+    if (missing := without_compiler(error)) is not None:
+        return missing
     if isinstance(error, ValueError | OSError):
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"{error} ({type(error).__name__} in {'/'.join(Path(where.filename).parts[-3:])}:{where.lineno})"

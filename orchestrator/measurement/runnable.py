@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from orchestrator.compiler import without_compiler
 from orchestrator.measurement import timing
 from orchestrator.measurement.subject import Bench
 
@@ -39,5 +40,5 @@ def runnable(
                 network(bench.batches(batch_size)[0])
             able[who] = network
         except RuntimeError as error:  # a kernel that this format lacks, a compiler that is not there, …
-            why[who] = str(error).strip().splitlines()[0]
+            why[who] = without_compiler(error) or str(error).strip().splitlines()[0]
     return able, why

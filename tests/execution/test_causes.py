@@ -94,6 +94,10 @@ def test_notice_and_no_place() -> None:
 def test_people_read_no_traceback_of_their_own_mistakes() -> None:
     assert explain(DataError("no images")) == "no images"
     assert "training.micro_batch" in explain(torch.OutOfMemoryError("CUDA out of memory."))
+    lacking = RuntimeError(
+        "backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler found\n\nSet TORCH…"
+    )
+    assert "(InvalidCxxCompiler: No working C++ compiler found). For a CPU it needs `g++`" in explain(lacking)
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("nobody foresaw this")
     assert "Traceback" in explain(caught.value)

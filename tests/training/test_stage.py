@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 
 import pytest
 import torch
 from timm import create_model
+from torch._inductor import config as inductor
 
+from orchestrator.compiler import without_compiler
 from orchestrator.errors import DataError, ResourceError, SlimvitError, SpecError, StoreError
 from orchestrator.planning.plan import NetworkSource
 from orchestrator.training.checkpoint import load_network, read_tensors
@@ -155,12 +159,22 @@ def test_a_teacher_teaches(make_stage, run, store):
     assert all(torch.equal(before[k], v) for k, v in weights_of(store, teacher).items())
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_training_follows_the_eager_one(make_stage, run, store):
     options = {"data": Sample(kind="sample", limit_train=64, limit_val=20), "batch_size": 16}
     eager = make_and_run(make_stage, run, **options, args={"depth": 1})
     compiled = make_and_run(make_stage, run, **options, args={"depth": 1}, compile=True)
     assert losses(store, compiled) == pytest.approx(losses(store, eager), rel=1e-3)
     assert weights_of(store, compiled).keys() == weights_of(store, eager).keys()
+
+
+def test_without_a_compiler_people_read_what_to_install(make_stage, run, store, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    nowhere = inductor.patch({"cpp.cxx": ("/nonexistent/c++",)})
+    with nowhere, pytest.raises(RuntimeError) as caught:
+        make_and_run(make_stage, run, compile=True)
+    assert re.search(r"no compiler .*/nonexistent/c\+\+.*install it, or", str(without_compiler(caught.value)))
+    assert without_compiler(RuntimeError("anything else")) is None
 
 
 def test_pruned_shapes_and_heads_travel_to_the_next_stage(make_stage, run, store):
