@@ -29,10 +29,10 @@ LABEL org.opencontainers.image.title="slimvit" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 # bash and procps: Ray's launcher and KubeRay run `bash -lc` and `ps` in the container. rsync: the launcher's file
-# mounts. wget: KubeRay's liveness and readiness probes.
+# mounts. wget: KubeRay's liveness and readiness probes. g++: torch.compile.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends bash libgomp1 procps rsync wget \
+    && apt-get install --yes --no-install-recommends bash g++ libgomp1 procps rsync wget \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 1000 slimvit \
     && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash slimvit \

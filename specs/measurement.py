@@ -20,7 +20,7 @@ class MeasurementSpec(SpecModel):
     """Number format of weights and activations during timing."""
 
     compile: bool = False
-    """Time the compiled network instead of the eager one."""
+    """Time the compiled network instead of the eager one; needs a C++ compiler (`g++`) on every node."""
 
     threads: PositiveInt | None = None
     """Compute threads on CPU; `null` = `resources.cpus_per_worker`."""

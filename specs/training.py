@@ -142,7 +142,7 @@ class TrainingSpec(SpecModel):
     """Autocast type; `fp16` uses a gradient scaler and needs a GPU."""
 
     compile: bool = False
-    """Run student and teacher through `torch.compile`."""
+    """Run student and teacher through `torch.compile`; needs a C++ compiler (`g++`) on every node."""
 
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, then evaluated and saved instead; `null` = off."""
